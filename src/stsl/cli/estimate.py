@@ -1,0 +1,67 @@
+"""`stsl estimate`: how long, and how much memory."""
+
+from typing import Annotated, Any
+
+import typer
+
+from stsl.cli.console import as_json, as_table
+
+
+def estimate(
+    sampler: Annotated[str, typer.Option(help="Name of `stsl list samplers`, or file.py:Class.")] = "stsl",
+    preset: Annotated[str | None, typer.Option(help="Named setting of the sampler.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="The preset fast.")] = False,
+    set: Annotated[list[str] | None, typer.Option("--set", help="key=value of a field; may be repeated.")] = None,
+    prior: Annotated[str, typer.Option(help="Built-in prior, diffusers folder or hub id.")] = "faces-128",
+    images: Annotated[int, typer.Option(help="How many photos there are.", min=1)] = 1,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is when left out.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate time and memory of a restoration by running two of its steps.
+
+    Example: `stsl estimate --sampler psld --set steps=250 --images 100`
+    """
+    import torch
+
+    from stsl.cli.choose import choose_sampler
+    from stsl.cli.demo import predict_seconds
+    from stsl.priors.load import load_prior
+
+    method = choose_sampler(sampler, preset, set or [], fast=fast)
+    model = load_prior(prior, device=device, precision=precision, offline=offline)  # type: ignore[arg-type]
+    x = torch.full((1, *model.image_shape), 0.5)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    seconds = predict_seconds(model, method, x)
+    row: dict[str, Any] = {
+        "sampler": type(method).__name__,
+        "prior": model.name,
+        "device": str(model.device),
+        "precision": model.describe().get("precision"),
+        "nfe_paper": method.nfe,
+        "seconds_per_image": round(seconds, 1),
+        "hours_total": round(seconds * images / 3600, 2),
+        "peak_gib": round(_peak_bytes(model.device) / 2**30, 2),
+    }
+    if json:
+        as_json(row)
+    else:
+        as_table(f"{images} image(s), one at a time", list(row), [list(row.values())])
+
+
+def _peak_bytes(device: Any) -> int:
+    """Peak memory so far: of the allocator on CUDA, of the whole process elsewhere. 0 where it cannot be told."""
+    import sys
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

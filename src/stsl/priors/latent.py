@@ -1,0 +1,130 @@
+"""Latent diffusion models in the layout of Stable Diffusion."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from stsl.priors.base import Condition, Precision, Prior, noise_of
+from stsl.priors.precision import autocast
+from stsl.schedule import VariancePreserving
+from stsl.shapes import Image, Latent
+
+
+class LatentPrior(Prior):
+    """An autoencoder, a text-conditional UNet on its latents, and a CLIP text encoder.
+
+    Stable Diffusion 1.x and 2.x (noise and v prediction), their fine-tunes, and small models of that layout.
+
+    Latents are scaled to unit variance: z = scaling_factor (v − shift), v the autoencoder's own latent, and its
+    posterior mean where the encoder gives a distribution.
+
+    Args:
+        unet, vae, text_encoder, tokenizer: the parts, loaded.
+        scheduler: the scheduler's config: betas, offset, prediction type.
+        name: what the prior is called in results.
+        precision: what the networks compute with; states stay float32.
+
+    Raises:
+        ValueError: parts that do not fit together.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL | AutoencoderTiny,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: Mapping[str, Any],
+        *,
+        name: str,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__()
+        channels, size = vae.config.latent_channels, unet.config.sample_size
+        if unet.config.in_channels != channels:
+            raise ValueError(
+                f"prior {name!r}: its UNet takes {unet.config.in_channels} channels, its autoencoder has {channels} "
+                "latent ones; inpainting and depth variants are not priors of plain images"
+            )
+        if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+            raise ValueError(
+                f"prior {name!r}: its UNet attends to {unet.config.cross_attention_dim} numbers per token, its text "
+                f"encoder gives {text_encoder.config.hidden_size}"
+            )
+        self.unet, self.vae, self.text_encoder, self.tokenizer = unet, vae, text_encoder, tokenizer
+        self.name, self.precision, self.has_text = name, precision, True
+        self.schedule = VariancePreserving.from_config(scheduler)
+        self.prediction = str(scheduler.get("prediction_type", "epsilon"))
+        h, w = (size, size) if isinstance(size, int) else size
+        factor = 2 ** (len(_blocks(vae)) - 1)
+        self.latent_shape = (channels, h, w)
+        self.image_shape = (3, factor * h, factor * w)
+        if next(unet.parameters()).device.type == "cpu":
+            unet.set_attn_processor(AttnProcessor())  # SDPA's backward is the slower one on CPUs
+        self.requires_grad_(False).eval()
+        self._empty: Condition | None = None
+
+    def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:
+        if condition is None:
+            condition = self.empty.repeat(z.shape[0])
+        if condition.is_guided:
+            negative, positive = self._predict(
+                torch.cat([z, z]), t, torch.cat([condition.negative, condition.positive])
+            ).chunk(2)
+            prediction = negative + condition.scale * (positive - negative)
+        else:
+            prediction = self._predict(z, t, condition.positive)
+        return noise_of(prediction, z, *self.schedule.at(t), self.prediction)
+
+    def _predict(self, z: Tensor, t: int, text: Tensor) -> Tensor:
+        with autocast(z.device, self.precision):
+            out = self.unet(z, torch.tensor(t, device=z.device), encoder_hidden_states=text, return_dict=False)[0]
+        return out.float()
+
+    def encode(self, x: Image) -> Latent:
+        with autocast(x.device, self.precision):
+            out = self.vae.encode(2 * x - 1, return_dict=False)[0]
+            v = out if isinstance(out, Tensor) else out.mode()
+        return (v.float() - self._shift) * self.vae.config.scaling_factor
+
+    def decode(self, z: Latent) -> Image:
+        with autocast(z.device, self.precision):
+            x = self.vae.decode(z / self.vae.config.scaling_factor + self._shift, return_dict=False)[0]
+        return (1 + x.float()) / 2
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0
+
+    def condition(self, prompt: str | list[str], *, negative: str = "", scale: float = 1.0) -> Condition:
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return Condition(self._embed(prompts), self._embed([negative] * len(prompts)), scale)
+
+    @property
+    def empty(self) -> Condition:
+        """The empty prompt, embedded once."""
+        if self._empty is None or self._empty.positive.device != self.device:
+            self._empty = self.condition("")
+        return self._empty
+
+    def _embed(self, prompts: list[str]) -> Tensor:
+        # Not tokenizer.model_max_length: some hub folders leave it at 1e30.
+        length = self.text_encoder.config.max_position_embeddings
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        with torch.inference_mode(False), torch.no_grad():
+            return self.text_encoder(tokens.input_ids.to(self.device), return_dict=False)[0].float()
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"precision": self.precision, "prediction": self.prediction}
+
+
+def _blocks(vae: AutoencoderKL | AutoencoderTiny) -> list[int]:
+    """Channels of the autoencoder's stages; each but the last halves the side."""
+    config = vae.config
+    stages: list[int] = config.encoder_block_out_channels if isinstance(vae, AutoencoderTiny) else config.block_out_channels
+    return stages

@@ -1,0 +1,222 @@
+"""A prior and a sampler, joined into a deepinv Reconstructor."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepinv.models import Reconstructor
+from torch import Tensor
+
+from stsl.cost import Cost, Metered
+from stsl.loop import Diverged, Frame, iterate
+from stsl.priors.base import Prior
+from stsl.problem import Problem
+from stsl.result import Result
+from stsl.rng import Rng
+from stsl.samplers.base import Sampler
+from stsl.shapes import Image, Latent, Measurement
+
+
+class Restorer(Reconstructor):
+    """Restores images from measurements: x ~ p(x | y), or as near to that as the sampler comes.
+
+    >>> restorer = Restorer(load_prior("faces-128"), STSL())
+    >>> x = restorer(y, physics)
+
+    Args:
+        prior: where images come from.
+        sampler: the method.
+    """
+
+    def __init__(self, prior: Prior, sampler: Sampler) -> None:
+        super().__init__()
+        self.prior, self.sampler = prior, sampler
+
+    def forward(
+        self,
+        y: Measurement,
+        physics: Any,
+        *,
+        prompt: str | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Image:
+        """The restored images, (B, 3, H, W) in [0, 1]. Arguments as for `frames`."""
+        return self.solve(y, physics, prompt=prompt, seed=seed, ids=ids).image
+
+    def solve(
+        self,
+        y: Measurement,
+        physics: Any,
+        *,
+        prompt: str | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+        samples: int = 1,
+        keep_every: int = 0,
+    ) -> Result:
+        """Restore, and keep what happened on the way. Arguments as for `frames`."""
+        run = self.frames(y, physics, prompt=prompt, seed=seed, ids=ids, samples=samples, keep_every=keep_every)
+        for _ in run:
+            pass
+        return run.result()
+
+    def frames(
+        self,
+        y: Measurement,
+        physics: Any,
+        *,
+        prompt: str | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+        samples: int = 1,
+        keep_every: int = 0,
+    ) -> "Run":
+        """An iterator over the steps, which knows the result when it is through.
+
+        Args:
+            y: measurement of B images on the scale of [0, 1] images.
+            physics: a deepinv physics, y = A(x) + noise; its noise model's `sigma`, where it has one, is the noise level.
+            prompt: a text for all images; None is the empty one.
+            seed: of all noise the sampler draws.
+            ids: a name per image. The noise of an image depends on its name, never on its place in the batch.
+            samples: number of posterior samples per image; sample k is the same however many are drawn.
+            keep_every: keep every n-th frame in the result; 0 keeps none.
+
+        Raises:
+            TypeError: the operator or the prior lacks something the sampler requires; a prompt without text encoder.
+            ValueError: shapes that do not fit, a measurement that is not finite.
+        """
+        if samples < 1 or keep_every < 0:
+            raise ValueError(f"samples = {samples} must be at least 1, keep_every = {keep_every} at least 0")
+        prior = Metered(self.prior)
+        with torch.inference_mode(False), torch.no_grad():
+            y = y.detach().to(self.prior.device, self.prior.dtype, copy=True)
+            _check_measurement(y, physics, prior)
+            problem = Problem(y, physics, prior, sigma_y=_noise_level(physics))
+            self.sampler.check(problem)
+            if prompt is not None or prior.has_text:
+                condition = prior.condition([prompt or ""] * y.shape[0])
+                problem = Problem(y, physics, prior, condition, problem.sigma_y)
+        names = tuple(ids) if ids is not None else tuple(str(i) for i in range(problem.batch))
+        if len(names) != problem.batch:
+            raise ValueError(f"{len(names)} ids for a batch of {problem.batch} images")
+        return Run(problem, self.sampler, seed, names, samples, keep_every, prior.cost, prompt)
+
+
+@dataclass(eq=False)
+class Run(Iterator[Frame]):
+    """A restoration under way: iterate over its frames, then ask for the result.
+
+    The frames of K samples follow one another, counted through.
+    """
+
+    problem: Problem
+    sampler: Sampler
+    seed: int
+    ids: tuple[str, ...]
+    samples: int
+    keep_every: int
+    cost: Cost
+    prompt: str | None
+
+    def __post_init__(self) -> None:
+        self._latents: list[Latent] = []
+        self._logs: list[dict[str, Any]] = []
+        self._kept: list[Frame] = []
+        self._frames = self._iterate()
+
+    def __next__(self) -> Frame:
+        began = time.perf_counter()
+        try:
+            return next(self._frames)
+        finally:
+            self.cost.seconds += time.perf_counter() - began
+
+    def _iterate(self) -> Iterator[Frame]:
+        for sample in range(self.samples):
+            rng = Rng(self.seed, self.ids, (sample,) * len(self.ids))
+            latent = None
+            for frame in iterate(self.problem, self.sampler, rng):
+                index, total = sample * frame.total + frame.index, self.samples * frame.total
+                frame = Frame(index, total, frame.t, frame.state, frame.stage)
+                latent = frame.state.z
+                self._logs.append(
+                    {"step": index, "t": frame.t} | {key: value.tolist() for key, value in frame.state.log.items()}
+                )
+                if self.keep_every and index % self.keep_every == 0:
+                    self._kept.append(frame)
+                yield frame
+            assert latent is not None
+            self._latents.append(latent)
+
+    def preview(self, frame: Frame) -> Image:
+        """The current estimate as an image, clamped to [0, 1]. Not counted as cost."""
+        with torch.inference_mode(False), torch.no_grad():
+            prior = self.problem.prior.prior if isinstance(self.problem.prior, Metered) else self.problem.prior
+            return prior.decode(frame.state.clean).clamp(0, 1)
+
+    def result(self) -> Result:
+        """The restored images; runs whatever steps are left.
+
+        Raises:
+            Diverged: a decoded value is not finite.
+        """
+        for _ in self:
+            pass
+        with torch.inference_mode(False), torch.no_grad():
+            began = time.perf_counter()
+            raw = torch.stack([self.problem.prior.decode(z) for z in self._latents])
+            self.cost.seconds += time.perf_counter() - began
+            if not raw.isfinite().all():
+                raise Diverged(f"{type(self.sampler).__name__}: the decoded image is not finite")
+            samples = raw.clamp(0, 1)  # once, on the way out
+            residual = self.problem.rms(self.problem.misfit(samples[0]))
+        noise = self.problem.sigma_y
+        return Result(
+            samples=samples,
+            y=self.problem.y,
+            residual_rms=residual,
+            expected_noise_rms=None if noise is None else noise / 2,
+            cost=self.cost,
+            nfe_paper=self.sampler.nfe,
+            log=tuple(self._logs),
+            frames=tuple(self._kept),
+            settings={
+                "sampler": type(self.sampler).__name__,
+                "sampler_settings": self.sampler.settings(),
+                "source": self.sampler.source,
+                "prior": self.problem.prior.describe(),
+                "physics": type(self.problem.physics).__name__,
+                "sigma_y_minus1_1": noise,
+                "prompt": self.prompt,
+                "seed": self.seed,
+                "ids": list(self.ids),
+            },
+        )
+
+
+def _check_measurement(y: Tensor, physics: Any, prior: Prior) -> None:
+    if not y.isfinite().all():
+        raise ValueError("the measurement has values that are not finite")
+    with torch.no_grad():
+        try:
+            expected = physics.A(y.new_full((y.shape[0], *prior.image_shape), 0.5))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{type(physics).__name__} does not take {y.shape[0]} images of {prior.image_shape}, the size of prior "
+                f"{prior.name!r}: {error}"
+            ) from error
+    if expected.shape != y.shape:
+        raise ValueError(
+            f"the measurement has shape {tuple(y.shape)}, but {type(physics).__name__} makes {tuple(expected.shape)} of "
+            f"the {prior.image_shape} images of prior {prior.name!r}"
+        )
+
+
+def _noise_level(physics: Any) -> float | None:
+    """Noise level of a physics on the papers' scale, None where it does not say."""
+    sigma = getattr(physics.noise_model, "sigma", None)
+    return None if sigma is None else 2 * float(torch.as_tensor(sigma).max())

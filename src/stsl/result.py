@@ -1,0 +1,105 @@
+"""What a restoration leaves behind."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stsl.cost import Cost
+from stsl.files import atomic
+from stsl.loop import Frame
+from stsl.shapes import Image, Measurement, PerImage, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Restored images, and everything needed to make them again.
+
+    Args:
+        samples: posterior samples, shape (K, B, 3, H, W) in [0, 1].
+        y: the measurement.
+        residual_rms: rms of y − A(x) of the first sample over what was measured, shape (B,), on [0, 1].
+        expected_noise_rms: noise level on [0, 1]; None if unknown.
+        cost: counts of the whole run.
+        nfe_paper: network evaluations per image as the paper counts them.
+        log: numbers of every step.
+        frames: kept frames.
+        settings: sampler, prior, operator, seed, ids.
+    """
+
+    samples: Tensor
+    y: Measurement
+    residual_rms: PerImage
+    expected_noise_rms: float | None
+    cost: Cost
+    nfe_paper: int
+    log: tuple[Mapping[str, Any], ...]
+    frames: tuple[Frame, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def image(self) -> Image:
+        """The first sample, (B, 3, H, W) in [0, 1]."""
+        return self.samples[0]
+
+    @property
+    def mean(self) -> Image:
+        """Mean of the samples."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> Image:
+        """Standard deviation of the samples per pixel: where it is bright, detail is invented. Zero for one sample."""
+        return self.samples.std(0, unbiased=False)
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the pictures, as plain values."""
+        images = self.y.shape[0] * self.samples.shape[0]
+        return {
+            **self.settings,
+            "samples": self.samples.shape[0],
+            "residual_rms": self.residual_rms.tolist(),
+            "expected_noise_rms": self.expected_noise_rms,
+            "nfe_paper": self.nfe_paper,
+            "unet_samples": self.cost.unet_samples / images,
+            "cost_per_image": self.cost.per_image(images),
+            "seconds": self.cost.seconds,
+            "versions": versions(),
+            "log": [dict(entry) for entry in self.log],
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write one PNG per image (and per sample, with mean and std, when there are several) and `run.json`.
+
+        Every file appears whole or not at all. Returns the folder.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        from stsl import images
+
+        folder = Path(folder)
+        names = [images.safe_stem(name) for name in self.settings["ids"]]
+        for b, name in enumerate(names):
+            images.write(folder / f"{name}.png", self.image[b : b + 1])
+            if len(self.samples) > 1:
+                for k, sample in enumerate(self.samples):
+                    images.write(folder / f"{name}_sample{k}.png", sample[b : b + 1])
+                images.write(folder / f"{name}_mean.png", self.mean[b : b + 1])
+                images.write(folder / f"{name}_std.png", (self.std[b : b + 1] * 4).clamp(0, 1))
+        with atomic(folder / "run.json") as temporary:
+            temporary.write_text(json.dumps(self.record(), indent=2), encoding="utf-8")
+        return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a result."""
+    names = ("stsl", "torch", "deepinv", "diffusers", "transformers")
+    return {"python": platform.python_version()} | {name: version(name) for name in names} | {
+        "threads": str(torch.get_num_threads())
+    }
