@@ -11,11 +11,8 @@ import time
 from pathlib import Path
 
 import torch
-from deepinv.physics import LinearPhysics
 from faces import read_faces
 from scores import QUALITY, Scores
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from stsl import GMLDPS, LDPS, PSLD, STSL, Restorer, Sampler, load_prior, operators, tasks
 
@@ -47,7 +44,14 @@ def main() -> None:
     for task in args.tasks.split(","):
         y, physics = tasks.measure(task, x, noise=NOISE, ids=ids)
         if not scores.has(task=task, method="degraded"):
-            scores.add(as_image(y, physics, x), x, colour, {"residual": NOISE}, task=task, method="degraded")
+            scores.add(
+                operators.as_picture(y, physics, x.shape[1:]),
+                x,
+                colour,
+                {"residual": NOISE},
+                task=task,
+                method="degraded",
+            )
     for method in args.methods.split(";"):
         for task in args.tasks.split(","):
             if not scores.has(task=task, method=method):
@@ -71,13 +75,6 @@ def restore(scores, method, task, prior, x, ids, colour, batch) -> None:  # type
         "seconds": (time.perf_counter() - began) / len(x),
     }
     scores.add(torch.cat(images), x, colour, more, task=task, method=method)
-
-
-def as_image(y: Tensor, physics: LinearPhysics, x: Tensor) -> Tensor:
-    """The measurement as somebody would look at it: enlarged by bicubic interpolation, holes mid-grey."""
-    if y.shape != x.shape:
-        return interpolate(y, x.shape[-2:], mode="bicubic").clamp(0, 1)
-    return torch.where(operators.seen(physics, tuple(x.shape[1:]), y), y, 0.5).clamp(0, 1)
 
 
 def batched(names: tuple[str, ...], size: int) -> list[tuple[str, ...]]:

@@ -61,6 +61,9 @@ CHEAP = {
         (50, 3, 0.02, False),
         (50, 5, 0.01, True),
         (50, 5, 0.02, False),
+        (30, 5, 0.02, True),
+        (20, 3, 0.03, True),
+        (20, 5, 0.03, True),
     ]
 }
 
@@ -88,7 +91,9 @@ def main() -> None:
 
 def mean_lpips(scores: Scores, label: str) -> float:
     rows = [row for row in scores.rows if row["option"] == label]
-    values = [float(row[f"lpips_alex_{kind}"]) for row in rows for kind in ("colour", "grey") if row["residual"] != "nan"]
+    values = [
+        float(row[f"lpips_alex_{kind}"]) for row in rows for kind in ("colour", "grey") if row["residual"] != "nan"
+    ]
     return sum(values) / len(values) if values else float("inf")
 
 

@@ -32,7 +32,7 @@ _HOMES = {
 }
 _MODULES = ("images", "metrics", "operators", "tasks")
 
-__all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
+__all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
     from stsl import images, metrics, operators, tasks

@@ -19,7 +19,8 @@ class Cost:
     Attributes:
         unet_calls: calls of the network, whatever their batch.
         unet_samples, unet_backward_samples: rows that went through it, forward and backward.
-        decoder_samples, decoder_backward_samples, encoder_samples, encoder_backward_samples: the same of the autoencoder.
+        decoder_samples, decoder_backward_samples, encoder_samples, encoder_backward_samples: those of the
+            autoencoder.
         seconds: from the first network call to the last.
     """
 

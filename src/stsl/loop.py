@@ -57,7 +57,7 @@ def iterate(
             state = sampler.step(problem, state, t, t_next, rng.at(stage, index))
         if not state.z.isfinite().all():
             raise Diverged(
-                f"{type(sampler).__name__} diverged at step {index + 1} of {len(plan)} (t = {t}): the latent is no longer "
-                "finite. Smaller weights, a smaller lr or --precision fp32 may help"
+                f"{type(sampler).__name__} diverged at step {index + 1} of {len(plan)} (t = {t}): the latent is not "
+                "finite any more. Smaller weights, a smaller lr or --precision fp32 may help"
             )
         yield Frame(index, len(plan), t, state, stage)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,26 +10,27 @@ from torch import Tensor
 from stsl.shapes import PerImage
 
 
-def gradient(function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], z: Tensor) -> tuple[Tensor, ...]:
+def gradient(function: Callable[[Tensor], Tensor | tuple[Any, ...]], z: Tensor) -> tuple[Tensor, ...]:
     """Gradient of a loss per image with respect to `z`, and whatever else the function returns, detached.
 
     ∇_z Σ_b loss_b. The sum, not the mean: the gradient of an image does not depend on the size of its batch.
 
     Args:
-        function: z -> loss of shape (B,), or z -> (loss, other tensors...). A loss of shape (n, B) holds n terms.
+        function: z -> loss of shape (B,), or z -> (loss, other tensors...). Of a list of n losses each is
+            differentiated through its own part of the graph only.
         z: where, shape (B, ...). Not changed. Works under a caller's `no_grad` or `inference_mode`.
 
     Returns:
-        (gradient, other tensors...), without graph. The gradient has the shape of z, or (n, ...) for n terms.
+        (gradient, other tensors...), without graph. The gradient has the shape of z, or (n, ...) for n losses.
     """
     with torch.inference_mode(False), torch.enable_grad():
         # The clone is an ordinary tensor even where z was made under inference_mode.
         leaf = z.detach().clone().requires_grad_(True)
         value = function(leaf)
         loss, *rest = value if isinstance(value, tuple) else (value,)
-        terms = loss.reshape(-1, z.shape[0]).sum(1)
-        grads = [torch.autograd.grad(term, leaf, retain_graph=i + 1 < len(terms))[0] for i, term in enumerate(terms)]
-    grad = torch.stack(grads) if loss.ndim > 1 else grads[0]
+        losses = loss if isinstance(loss, list) else [loss]
+        grads = [torch.autograd.grad(term.sum(), leaf, retain_graph=term is not losses[-1])[0] for term in losses]
+    grad = torch.stack(grads) if isinstance(loss, list) else grads[0]
     return grad, *(r.detach() for r in rest)
 
 

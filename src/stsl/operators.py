@@ -218,6 +218,16 @@ def seen(physics: LinearPhysics, image_shape: tuple[int, ...], like: Measurement
     return _known(_weight(physics, image_shape, like)).any(1, keepdim=True)
 
 
+def as_picture(y: Measurement, physics: LinearPhysics, image_shape: tuple[int, ...]) -> Image:
+    """A measurement as a person would look at it: enlarged by bicubic interpolation, unseen places mid-grey.
+
+    A measurement that is no image at all is shown through `lift`. Values are clamped to [0, 1].
+    """
+    if isinstance(physics, Separable):
+        return F.interpolate(y, size=tuple(image_shape[-2:]), mode="bicubic").clamp(0, 1)
+    return torch.where(seen(physics, image_shape, y), lift(y, physics, image_shape), 0.5).clamp(0, 1)
+
+
 def _has_papers_choice(v: Tensor, physics: LinearPhysics, image_shape: tuple[int, ...], adjoint: str) -> bool:
     if adjoint not in ("paper", "exact"):
         raise ValueError(f'adjoint is "paper" or "exact", got {adjoint!r}')

@@ -27,7 +27,7 @@ class Problem:
         physics: A, a deepinv physics.
         prior: where images come from.
         condition: the prompt of each image; None is the empty prompt.
-        sigma_y: standard deviation of the measurement noise on the papers' scale, twice that on [0, 1]; None if unknown.
+        sigma_y: std of the measurement noise on the papers' scale, twice that on [0, 1]; None if unknown.
     """
 
     y: Measurement
@@ -89,7 +89,7 @@ class Problem:
         return (max_pool2d(seen, window, stride=1) == 0).flatten(1).any(1)
 
     def rms(self, misfit: Measurement) -> PerImage:
-        """Root mean square of a misfit over the numbers that were measured, on [0, 1]: the noise level when x fits y."""
+        """Root mean square of a misfit over what was measured, on [0, 1]: the noise level when x fits y."""
         squares = misfit.detach().flatten(1).square().sum(1)
         if isinstance(self.physics, Inpainting):  # a hole measures nothing
             known = self.physics.mask.expand_as(misfit).flatten(1).sum(1)

@@ -1,5 +1,6 @@
 """A prior and a sampler, joined into a deepinv Reconstructor."""
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Restorer(Reconstructor):
 
         Args:
             y: measurement of B images on the scale of [0, 1] images.
-            physics: a deepinv physics, y = A(x) + noise; its noise model's `sigma`, where it has one, is the noise level.
+            physics: a deepinv physics, y = A(x) + noise; the `sigma` of its noise model, if any, is the noise level.
             prompt: a text for all images; None is the empty one.
             seed: of all noise the sampler draws.
             ids: a name per image. The noise of an image depends on its name, never on its place in the batch.
@@ -91,8 +92,13 @@ class Restorer(Reconstructor):
         """
         if samples < 1 or keep_every < 0:
             raise ValueError(f"samples = {samples} must be at least 1, keep_every = {keep_every} at least 0")
+        names = tuple(ids) if ids is not None else tuple(str(i) for i in range(y.shape[0]))
+        if isinstance(ids, str) or len(names) != y.shape[0]:
+            raise ValueError(f"ids are one name for each of the {y.shape[0]} images, got {ids!r}")
         prior = Metered(self.prior)
         with torch.inference_mode(False), torch.no_grad():
+            if any(tensor.is_inference() for tensor in [*physics.parameters(), *physics.buffers()]):
+                physics = copy.deepcopy(physics)  # a mask made under inference_mode cannot be differentiated through
             y = y.detach().to(self.prior.device, self.prior.dtype, copy=True)
             _check_measurement(y, physics, prior)
             problem = Problem(y, physics, prior, sigma_y=_noise_level(physics))
@@ -100,9 +106,6 @@ class Restorer(Reconstructor):
             if prompt is not None or prior.has_text:
                 condition = prior.condition([prompt or ""] * y.shape[0])
                 problem = Problem(y, physics, prior, condition, problem.sigma_y)
-        names = tuple(ids) if ids is not None else tuple(str(i) for i in range(problem.batch))
-        if len(names) != problem.batch:
-            raise ValueError(f"{len(names)} ids for a batch of {problem.batch} images")
         return Run(problem, self.sampler, seed, names, samples, keep_every, prior.cost, prompt)
 
 
@@ -211,8 +214,8 @@ def _check_measurement(y: Tensor, physics: Any, prior: Prior) -> None:
             ) from error
     if expected.shape != y.shape:
         raise ValueError(
-            f"the measurement has shape {tuple(y.shape)}, but {type(physics).__name__} makes {tuple(expected.shape)} of "
-            f"the {prior.image_shape} images of prior {prior.name!r}"
+            f"the measurement has shape {tuple(y.shape)}, but {type(physics).__name__} makes {tuple(expected.shape)} "
+            f"of the {prior.image_shape} images of prior {prior.name!r}"
         )
 
 

@@ -74,17 +74,20 @@ class Result:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write one PNG per image (and per sample, with mean and std, when there are several) and `run.json`.
+        """Write `run.json` and a PNG per image; with several samples also each of them, their mean, four times std.
 
         Every file appears whole or not at all. Returns the folder.
 
         Raises:
+            ValueError: two images have one name.
             OSError: the folder cannot be written.
         """
         from stsl import images
 
         folder = Path(folder)
         names = [images.safe_stem(name) for name in self.settings["ids"]]
+        if len(set(names)) < len(names):
+            raise ValueError(f"ids {self.settings['ids']} become files {names}: give each image a name of its own")
         for b, name in enumerate(names):
             images.write(folder / f"{name}.png", self.image[b : b + 1])
             if len(self.samples) > 1:
@@ -92,14 +95,21 @@ class Result:
                     images.write(folder / f"{name}_sample{k}.png", sample[b : b + 1])
                 images.write(folder / f"{name}_mean.png", self.mean[b : b + 1])
                 images.write(folder / f"{name}_std.png", (self.std[b : b + 1] * 4).clamp(0, 1))
-        with atomic(folder / "run.json") as temporary:
-            temporary.write_text(json.dumps(self.record(), indent=2), encoding="utf-8")
+        write_json(folder / "run.json", self.record())
         return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON; the file appears whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
     """Versions of what computed a result."""
     names = ("stsl", "torch", "deepinv", "diffusers", "transformers")
-    return {"python": platform.python_version()} | {name: version(name) for name in names} | {
-        "threads": str(torch.get_num_threads())
-    }
+    return (
+        {"python": platform.python_version()}
+        | {name: version(name) for name in names}
+        | {"threads": str(torch.get_num_threads())}
+    )

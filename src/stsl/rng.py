@@ -13,7 +13,7 @@ def generator(*key: object) -> torch.Generator:
     The seed is a BLAKE2b hash of the key's parts, so neighbouring seeds or ids have nothing in common.
     """
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Rng:
         """
         if like.shape[0] != len(self.ids):
             raise ValueError(f"noise for {like.shape[0]} images, but there are {len(self.ids)} ids")
-        rows = [
-            torch.randn(like.shape[1:], generator=generator(self.seed, name, sample, self.stage, self.step, draw))
-            for name, sample in zip(self.ids, self.samples or (0,) * len(self.ids), strict=True)
-        ]
+        rows = []
+        for name, sample in zip(self.ids, self.samples or (0,) * len(self.ids), strict=True):
+            source = generator(self.seed, name, sample, self.stage, self.step, draw)
+            # Type and device by name: the caller's defaults for either are global state too.
+            rows.append(torch.randn(like.shape[1:], generator=source, dtype=torch.float32, device="cpu"))
         return torch.stack(rows).to(like)

@@ -162,7 +162,7 @@ class VariancePreserving(Schedule):
         if spacing == "linspace":
             return [round(float(t)) for t in np.linspace(0 if steps > 1 else n - 1, n - 1, steps)]
         if spacing == "quad":
-            # Counted from the noisy end, n √(j/(steps-1)): large steps at high noise, dense ones at low (DiffPIR's code).
+            # Counted from the noisy end, n √(j/(steps-1)): large steps at high noise, small ones at low (DiffPIR).
             times = sorted({max(n - 1 - int(n * (j / max(steps - 1, 1)) ** 0.5), 0) for j in range(steps)})
             if len(times) < steps:
                 raise ValueError(f"quad spacing has no {steps} distinct levels out of {n}: use fewer steps or leading")
@@ -180,7 +180,9 @@ class VariancePreserving(Schedule):
         start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 2e-2))
         kind = config.get("beta_schedule", "linear")
         if config.get("rescale_betas_zero_snr"):
-            raise ValueError("this model was trained with zero terminal SNR (rescale_betas_zero_snr), which stsl cannot run")
+            raise ValueError(
+                "this model was trained with zero terminal SNR (rescale_betas_zero_snr), which stsl cannot run"
+            )
         if (trained := config.get("trained_betas")) is not None:
             beta = np.asarray(trained, dtype=np.float64)
         elif kind == "linear":

@@ -5,38 +5,23 @@ their annotations and defaults, are what `NAME:key=value,key=value` may set. Wha
 noise) is a function of (task, seed, image id): every method meets the same measurement, in any batch.
 """
 
-import difflib
 import inspect
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from deepinv.physics import Blur, Denoising, GaussianNoise, Inpainting, LinearPhysics
-from PIL import Image as Picture
-from PIL import ImageDraw, ImageFilter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch.nn.functional import pad
 
 from stsl import operators
-from stsl.files import atomic
+from stsl.drawings import brush_mask, motion_kernel
+from stsl.options import Option, nearest, parameters, read_options
 from stsl.rng import generator
 from stsl.shapes import Image, Measurement, Tensor
 
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Option:
-    """What a task's parameter means and, for a number, between which ends it lies (both included)."""
-
-    help: str
-    low: float = 0.0
-    high: float = 1.0
 
 
 Match = Annotated[Literal["dps256", "stsl512"], Option("whose kernel for the image's size: DPS at 256 or STSL at 512")]
@@ -214,11 +199,6 @@ TASKS: dict[str, Callable[..., LinearPhysics]] = {
 FACTORS = {"sr4": 4, "sr8": 8}
 RANDOM = frozenset({"motion_blur", "random_inpaint", "box_inpaint", "freeform_inpaint"})
 
-# Of operator files, which may come from a stranger.
-FORMAT = 1
-MAX_BYTES = 64 << 20
-MAX_SIDE = 8192
-
 
 @dataclass(frozen=True)
 class Task:
@@ -231,18 +211,6 @@ class Task:
         return ":".join(filter(None, [self.name, ",".join(f"{key}={value}" for key, value in self.options.items())]))
 
 
-@dataclass(frozen=True)
-class OperatorInfo:
-    """What an operator file says of itself: the task, the image's (C, H, W) and the noise's std on the [0, 1] scale.
-
-    `spec` is a task's specification, or "mask" or "kernel" for a user's own.
-    """
-
-    spec: str
-    shape: Shape
-    noise: float
-
-
 def parse(spec: str) -> Task:
     """Read `NAME` or `NAME:key=value,key=value`.
 
@@ -252,20 +220,8 @@ def parse(spec: str) -> Task:
     """
     name, _, rest = spec.partition(":")
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}{_nearest(name, TASKS)}; there are {', '.join(TASKS)}")
-    known = _parameters(name)
-    options: dict[str, float | str] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, text = (piece.strip() for piece in part.partition("="))
-        if key not in known:
-            allowed = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"task {name} has no option {key!r}{_nearest(key, known)}; {allowed}")
-        if not equals:
-            raise ValueError(f"task {name}: option {key} needs a value, as in {name}:{key}={known[key].default}")
-        if key in options:
-            raise ValueError(f"task {name}: option {key} is given twice")
-        options[key] = known[key].read(f"task {name}: {key}", text)
-    return Task(name, options)
+        raise ValueError(f"unknown task {name!r}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
+    return Task(name, read_options(name, rest, parameters(TASKS[name])))
 
 
 def make(spec: str, shape: Shape, *, noise: float = 0.0, ids: Sequence[str] = ("0",), seed: int = 0) -> LinearPhysics:
@@ -391,7 +347,7 @@ def describe() -> list[dict[str, Any]]:
     """One row per task: name, description, parameters with their defaults, and `knobs`, which adds what is allowed."""
     rows = []
     for name, task in TASKS.items():
-        known = _parameters(name)
+        known = parameters(task)
         rows.append(
             {
                 "name": name,
@@ -406,231 +362,15 @@ def describe() -> list[dict[str, Any]]:
     return rows
 
 
-def save_operator(path: Path, spec: str, physics: LinearPhysics, shape: Shape, noise: float) -> None:
-    """Write an operator to one safetensors file: its mask or kernel where it has one, and what `OperatorInfo` holds.
-
-    Args:
-        path: the file; written whole or not at all.
-        spec: the task's specification, or "mask" or "kernel" for a user's own.
-        physics: what `make`, `measure`, `from_mask` or `from_kernel` gave.
-        shape: (C, H, W) of the images.
-        noise: standard deviation of the measurement's noise on the [0, 1] scale.
+def check_noise(noise: float) -> None:
+    """Refuse what is no standard deviation of noise on the [0, 1] scale.
 
     Raises:
-        ValueError: the file would not load again, such as an operator of another kind.
+        ValueError: it is not from 0 to 1; the message guesses when it was meant for grey levels.
     """
-    if type(physics) is Inpainting:
-        tensors = {"mask": physics.mask.detach().cpu().to(torch.uint8).contiguous()}
-    elif type(physics) is Blur:
-        tensors = {"kernel": physics.filter.detach().cpu().float().contiguous()}
-    else:
-        tensors = {}
-    info = OperatorInfo(spec, shape, float(noise))
-    _rebuild(info, tensors)
-    content = {"version": FORMAT, "spec": spec, "shape": list(shape), "noise": info.noise}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"stsl": json.dumps(content)})
-
-
-def load_operator(path: Path) -> tuple[LinearPhysics, OperatorInfo]:
-    """Read an operator file; the operator gives the same A x as the one that was saved, to the bit.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not one of ours, is damaged, too large, of an unknown version, or contradicts itself.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no operator file {path}")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(
-            f"{path}: an operator file has at most {MAX_BYTES >> 20} MiB, this one {path.stat().st_size >> 20}"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("stsl")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-    if text is None:
-        raise ValueError(f"{path}: not an operator file; `stsl degrade` writes one as STEM_operator.safetensors")
-    try:
-        info = _info(text)
-        return _rebuild(info, tensors), info
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _info(text: str) -> OperatorInfo:
-    """Check and read the JSON text of an operator file."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its description is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError("its description is not a JSON object")
-    if content.get("version") != FORMAT:
-        raise ValueError(f"operator format {content.get('version')!r}; this version of stsl reads {FORMAT}")
-    spec, shape, noise = (content.get(key) for key in ("spec", "shape", "noise"))
-    if not isinstance(spec, str):
-        raise ValueError(f"spec is a text, got {spec!r}")
-    if not isinstance(shape, list) or len(shape) != 3 or any(type(side) is not int for side in shape):
-        raise ValueError(f"shape is [channels, height, width], got {shape!r}")
-    if not isinstance(noise, int | float) or isinstance(noise, bool):
-        raise ValueError(f"noise is a number, got {noise!r}")
-    return OperatorInfo(spec, (shape[0], shape[1], shape[2]), float(noise))
-
-
-def _rebuild(info: OperatorInfo, tensors: Mapping[str, Tensor]) -> LinearPhysics:
-    """The operator of a file's content, checked as something a stranger wrote."""
-    _check(info.shape, info.noise)
-    if max(info.shape) > MAX_SIDE:
-        raise ValueError(f"shape {info.shape} is larger than {MAX_SIDE} on a side")
-    if info.spec not in ("mask", "kernel"):
-        parse(info.spec)
-    holds = _holds(info.spec)
-    if set(tensors) != ({holds} if holds else set()):
-        raise ValueError(f"{info.spec} needs {holds or 'no tensor'}, the file has {', '.join(tensors) or 'no tensor'}")
-    if holds is None:
-        return make(info.spec, info.shape, noise=info.noise)
-    tensor = tensors[holds]
-    if tensor.dim() != 4 or tensor.shape[0] < 1:
-        raise ValueError(f"the {holds} has shape {tuple(tensor.shape)}, not (B, 1, height, width)")
-    if holds == "mask":
-        if tensor.dtype != torch.uint8 or (tensor > 1).any():
-            raise ValueError("a mask holds 0 and 1 as bytes; this one does not")
-        return from_mask(tensor, info.shape, noise=info.noise)
-    if tensor.dtype != torch.float32:
-        raise ValueError(f"a kernel is float32, this one is {tensor.dtype}")
-    from_kernel(tensor, info.shape)  # refuses what is no kernel; dividing by the sum again could change a bit
-    if not torch.allclose(tensor.sum((1, 2, 3)), torch.ones(len(tensor)), rtol=0, atol=1e-4):
-        raise ValueError("the kernel does not sum to 1")
-    return _blur(tensor[:, 0], info.shape, info.noise)
-
-
-def _holds(spec: str) -> str | None:
-    """Name of the tensor in the file of this operator."""
-    name = spec.partition(":")[0]
-    if name in ("motion_blur", "kernel"):
-        return "kernel"
-    return "mask" if name in RANDOM or name == "mask" else None
-
-
-def motion_kernel(draws: np.random.Generator, size: int = 61, intensity: float = 0.5) -> Tensor:
-    """Kernel of a random walk that bends smoothly and at times flips the sense of its bend.
-
-    Drawn on a canvas of twice the size: a line of 1/150 of the diagonal, blurred, reduced, divided by its sum. Below 61
-    pixels it is drawn at 61 and averaged over areas, since line width and blur would round to nothing.
-
-    Args:
-        draws: source of randomness; used up.
-        size: side of the kernel in pixels, odd.
-        intensity: 0 is nearly straight, 1 is most crooked.
-
-    Returns:
-        shape (size, size), sum 1, 8-bit precision.
-
-    Source: the kernels of DPS, arXiv:2209.14687 (the generator of the `motionblur` package).
-    """
-    drawn = max(size, 61)
-    canvas = 2 * drawn
-    diagonal = canvas * math.sqrt(2)
-    path = motion_path(draws, drawn, intensity) + complex(canvas / 2, canvas / 2)
-    picture = Picture.new("L", (canvas, canvas))
-    ImageDraw.Draw(picture).line([(v.real, v.imag) for v in path], fill=255, width=int(diagonal / 150))
-    picture = picture.filter(ImageFilter.GaussianBlur(int(0.01 * diagonal)))
-    picture = picture.resize((drawn, drawn), Picture.Resampling.LANCZOS)
-    kernel = torch.from_numpy(np.asarray(picture, dtype=np.float64))
-    if size < drawn:
-        average = _area_average(drawn, size)
-        kernel = average @ kernel @ average.T
-    return (kernel / kernel.sum()).float()
-
-
-def motion_path(draws: np.random.Generator, size: int = 61, intensity: float = 0.5) -> np.ndarray:
-    """Vertices of the path of `motion_kernel` as complex numbers around 0, in pixels of a canvas of side 2 · size.
-
-    Steps s_k ~ Beta(1, 30) (1.1 − q) D until their sum reaches L = ¾ D (U(0, 1) + U(0, q²)); absolute directions φ_k of
-    magnitude Triangular(0, q φ_max, φ_max + 0.1), the sign flipped with probability Beta(2, 20); then the whole path is
-    turned by U(0, π). D is the canvas's diagonal, q the intensity, φ_max ~ U(0, q π).
-    """
-    diagonal = 2 * size * math.sqrt(2)
-    limit = 0.0
-    while limit < 1:  # a path below a pixel would make the search for shorter steps endless
-        limit = 0.75 * diagonal * (draws.uniform() + draws.uniform(0, intensity**2))
-    steps: list[float] = []
-    while sum(steps) < limit:
-        step = draws.beta(1, 30) * (1.1 - intensity) * diagonal
-        if step < limit:
-            steps.append(step)
-    widest = draws.uniform(0, intensity * math.pi)
-    flip = draws.beta(2, 20)
-    angles = [draws.uniform(-widest, widest)]
-    while len(angles) < len(steps):
-        sign = math.copysign(1, angles[-1]) * (-1 if draws.uniform() < flip else 1)
-        angles.append(sign * draws.triangular(0, intensity * widest, widest + 0.1))
-    path = np.cumsum(np.array(steps) * np.exp(1j * np.array(angles)))
-    return (path - path.mean()) * np.exp(1j * draws.uniform(0, math.pi))
-
-
-def brush_mask(draws: np.random.Generator, height: int, width: int, low: float = 0.1, high: float = 0.2) -> Tensor:
-    """Mask (1 = known) of 1 to 3 brush strokes, drawn again until the lost share lies in [low, high].
-
-    A stroke has 4 to 11 segments of length N(r, (r/2)²) cut to [0, 2r], r = diagonal/8, in directions within
-    2π/5 ± U(0, 2π/15), every other one replaced by 2π minus itself. Round joints, width 12 to 39 pixels at 256, random
-    flips.
-
-    Args:
-        draws: source of randomness; used up.
-        height, width: size of the mask; brush widths follow the shorter side.
-        low, high: bounds of the lost share, both included.
-
-    Returns:
-        shape (height, width), 0 or 1.
-
-    Raises:
-        ValueError: no such mask came up in 1000 tries.
-
-    Source: the strokes of Palette's free-form masks, arXiv:2111.05826, after a public re-implementation.
-    """
-    for _ in range(1000):
-        lost = _strokes(draws, height, width)
-        if low <= lost.mean() <= high:
-            return torch.from_numpy(1 - lost).float()
-    raise ValueError(f"brush strokes do not cover {low:g} to {high:g} of {height}×{width} pixels; widen that range")
-
-
-def _strokes(draws: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """One try of `brush_mask`: 1 where a stroke covers the pixel."""
-    picture = Picture.new("L", (width, height))
-    pen = ImageDraw.Draw(picture)
-    length = math.hypot(height, width) / 8
-    for _ in range(draws.integers(1, 4)):
-        first = 2 * math.pi / 5 - draws.uniform(0, 2 * math.pi / 15)
-        last = 2 * math.pi / 5 + draws.uniform(0, 2 * math.pi / 15)
-        x, y = float(draws.uniform(0, width)), float(draws.uniform(0, height))
-        points = [(x, y)]
-        for k in range(draws.integers(4, 12)):
-            angle = draws.uniform(first, last)
-            angle = angle if k % 2 else 2 * math.pi - angle
-            reach = float(np.clip(draws.normal(length, length / 2), 0, 2 * length))
-            x = min(max(x + reach * math.cos(angle), 0.0), float(width))
-            y = min(max(y + reach * math.sin(angle), 0.0), float(height))
-            points.append((x, y))
-        brush = max(1, round(int(draws.integers(12, 40)) * min(height, width) / 256))
-        pen.line(points, fill=1, width=brush)
-        for x, y in points:
-            pen.ellipse((x - brush / 2, y - brush / 2, x + brush / 2, y + brush / 2), fill=1)
-    lost = np.asarray(picture)
-    lost = lost[::-1] if draws.uniform() < 0.5 else lost
-    return np.ascontiguousarray(lost[:, ::-1] if draws.uniform() < 0.5 else lost)
-
-
-def _area_average(many: int, few: int) -> Tensor:
-    """Matrix (few, many) that averages over areas of many/few pixels, whole or in part."""
-    edges = torch.arange(few, dtype=torch.float64)[:, None] * many / few
-    pixels = torch.arange(many, dtype=torch.float64)
-    overlap = torch.minimum(pixels + 1, edges + many / few) - torch.maximum(pixels, edges)
-    return overlap.clamp(min=0) * few / many
+    if not 0 <= noise <= 1:
+        hint = "; divide grey levels by 255" if noise > 1 else ""
+        raise ValueError(f"noise is a standard deviation from 0 to 1 on the [0, 1] scale, got {noise:g}{hint}")
 
 
 def _draws(task: str, seed: int, name: str) -> np.random.Generator:
@@ -650,6 +390,9 @@ def _inpainting(known: Tensor, shape: Shape, noise: float = 0.0) -> LinearPhysic
 def _blur(kernels: Tensor, shape: Shape, noise: float = 0.0) -> LinearPhysics:
     """From kernels of shape (B, k, l)."""
     operators.check_reach(max(kernels.shape[1:]) // 2, *shape[1:])
+    # deepinv's adjoint fails for a kernel one tap thick: zeros on both sides change nothing else.
+    down, across = (int(side == 1) for side in kernels.shape[1:])
+    kernels = pad(kernels, (across, across, down, down))
     # By FFT: four times as fast as the direct sum at 31 taps, and it takes images of any float type.
     return Blur(kernels[:, None], padding="reflect", use_fft=True, noise_model=GaussianNoise(noise))
 
@@ -668,53 +411,4 @@ def _size(shape: Sequence[int]) -> str:
 def _check(shape: Sequence[int], noise: float) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"an image's shape is (channels, height, width), got {tuple(shape)}")
-    if not 0 <= noise <= 1:
-        hint = "; divide grey levels by 255" if noise > 1 else ""
-        raise ValueError(f"noise is a standard deviation from 0 to 1 on the [0, 1] scale, got {noise:g}{hint}")
-
-
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f", did you mean {near[0]!r}?" if near else ""
-
-
-@dataclass(frozen=True)
-class _Parameter:
-    """A keyword-only parameter of a task, read off its signature."""
-
-    kind: Any
-    option: Option
-    default: float | str
-
-    @property
-    def help(self) -> str:
-        return self.option.help
-
-    @property
-    def allowed(self) -> str:
-        if get_origin(self.kind) is Literal:
-            return " or ".join(get_args(self.kind))
-        return f"a number from {self.option.low:g} to {self.option.high:g}"
-
-    def read(self, what: str, text: str) -> float | str:
-        if get_origin(self.kind) is Literal:
-            if text not in get_args(self.kind):
-                raise ValueError(f"{what} is {self.allowed}, got {text!r}")
-            return text
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(f"{what} is {self.allowed}, got {text!r}") from None
-        if not self.option.low <= value <= self.option.high:
-            raise ValueError(f"{what} is {self.allowed}, got {text}")
-        return value
-
-
-def _parameters(name: str) -> dict[str, _Parameter]:
-    hints = get_type_hints(TASKS[name], include_extras=True)
-    found = {}
-    for key, parameter in inspect.signature(TASKS[name]).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            kind, option = get_args(hints[key])
-            found[key] = _Parameter(kind, option, parameter.default)
-    return found
+    check_noise(noise)

@@ -18,9 +18,9 @@ TABLE = "__init__.py"  # names every module, imports none before it is used
 # From the bottom up. A module imports from its own package and from lower layers, never sideways or upwards.
 LAYERS = (
     ("shapes", "files"),
-    ("rng", "schedule", "numerics", "operators", "images", "metrics", "perceptual"),
+    ("rng", "schedule", "numerics", "operators", "options", "drawings", "images", "metrics", "perceptual"),
     ("tasks", "priors"),
-    ("problem",),
+    ("problem", "measurements"),
     ("samplers",),
     ("loop", "cost"),
     ("result",),

@@ -10,7 +10,6 @@ from stsl.cli.console import as_json, as_table, say, watch
 
 if TYPE_CHECKING:
     from stsl.priors.base import Prior
-    from stsl.restorer import Restorer
     from stsl.samplers import Sampler
     from stsl.shapes import Image
 
@@ -86,13 +85,13 @@ def _restore_task(
     records: dict[str, Any],
 ) -> "list[tuple[str, Image]]":
     """Degrade and restore; append table rows and records; return the labelled pictures of the task."""
-    from stsl import images, tasks
+    from stsl import images, operators, tasks
     from stsl.restorer import Restorer
     from stsl.samplers import SAMPLERS
 
     names = {cls: name for name, cls in SAMPLERS.items()}
     y, physics = tasks.measure(task, truth, noise=NOISE, ids=("astronaut",), seed=seed)
-    degraded = images.as_seen(y, physics, truth.shape)
+    degraded = operators.as_picture(y, physics, truth.shape[1:])
     images.write(out / f"{task}_degraded.png", degraded)
     pictures = [("original", truth), (task, degraded)]
     rows.append(_row(task, "degraded", "", degraded, truth, None))

@@ -37,7 +37,8 @@ class GaussianPrior(Prior):
         d = mean.numel()
         if mean.ndim != 3 or covariance.shape != (d, d):
             raise ValueError(
-                f"mean {tuple(mean.shape)} and covariance {tuple(covariance.shape)}: need (C, h, w) and (d, d), d = C h w"
+                f"mean {tuple(mean.shape)} and covariance {tuple(covariance.shape)}: need (C, h, w) and (d, d), "
+                "d = C h w"
             )
         if decoder is not None and (image_shape is None or decoder.shape != (torch.Size(image_shape).numel(), d)):
             raise ValueError(f"decoder {tuple(decoder.shape)}: need ({image_shape} numbers, {d})")

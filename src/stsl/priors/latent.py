@@ -1,5 +1,7 @@
 """Latent diffusion models in the layout of Stable Diffusion."""
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +12,15 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stsl.priors.base import Condition, Precision, Prior, noise_of
-from stsl.priors.precision import autocast
+from stsl.priors.precision import autocast, store
 from stsl.schedule import VariancePreserving
 from stsl.shapes import Image, Latent
+
+log = logging.getLogger("stsl")
+
+# What a UNet may ask for beside a text, and an autoencoder beside its scaling factor; none of them can stsl give.
+UNET_EXTRAS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type", "encoder_hid_dim")
+VAE_EXTRAS = ("latents_mean", "latents_std")
 
 
 class LatentPrior(Prior):
@@ -28,6 +36,7 @@ class LatentPrior(Prior):
         scheduler: the scheduler's config: betas, offset, prediction type.
         name: what the prior is called in results.
         precision: what the networks compute with; states stay float32.
+        commit: the hub's commit the networks came from, for the record.
 
     Raises:
         ValueError: parts that do not fit together.
@@ -43,29 +52,42 @@ class LatentPrior(Prior):
         *,
         name: str,
         precision: Precision = "fp32",
+        commit: str | None = None,
     ) -> None:
         super().__init__()
         channels, size = vae.config.latent_channels, unet.config.sample_size
-        if unet.config.in_channels != channels:
+        if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
             raise ValueError(
-                f"prior {name!r}: its UNet takes {unet.config.in_channels} channels, its autoencoder has {channels} "
-                "latent ones; inpainting and depth variants are not priors of plain images"
+                f"prior {name!r}: its UNet takes {unet.config.in_channels} channels and gives "
+                f"{unet.config.out_channels}, its autoencoder has {channels} latent ones; inpainting and depth "
+                "variants are not priors of plain images"
             )
+        extras = [(unet, key) for key in UNET_EXTRAS] + [(vae, key) for key in VAE_EXTRAS]
+        if asked := [key for network, key in extras if network.config.get(key) is not None]:
+            raise ValueError(f"prior {name!r} asks for {', '.join(asked)}: not a model in the layout of SD 1.x or 2.x")
+        if vae.config.in_channels != 3 or vae.config.out_channels != 3:
+            raise ValueError(f"prior {name!r}: its autoencoder is not one of RGB images")
+        self.scaling, self.shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
+        if not (math.isfinite(self.shift) and math.isfinite(self.scaling) and self.scaling > 0):
+            raise ValueError(f"prior {name!r}: scaling factor {self.scaling} and shift {self.shift} make no latents")
         if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
             raise ValueError(
                 f"prior {name!r}: its UNet attends to {unet.config.cross_attention_dim} numbers per token, its text "
                 f"encoder gives {text_encoder.config.hidden_size}"
             )
         self.unet, self.vae, self.text_encoder, self.tokenizer = unet, vae, text_encoder, tokenizer
-        self.name, self.precision, self.has_text = name, precision, True
+        self.name, self.precision, self.commit, self.has_text = name, precision, commit, True
         self.schedule = VariancePreserving.from_config(scheduler)
         self.prediction = str(scheduler.get("prediction_type", "epsilon"))
+        noise_of(torch.zeros(1), torch.zeros(1), 1.0, 1.0, self.prediction)  # refuse it now, not in the first step
         h, w = (size, size) if isinstance(size, int) else size
         factor = 2 ** (len(_blocks(vae)) - 1)
         self.latent_shape = (channels, h, w)
         self.image_shape = (3, factor * h, factor * w)
         if next(unet.parameters()).device.type == "cpu":
             unet.set_attn_processor(AttnProcessor())  # SDPA's backward is the slower one on CPUs
+        store(unet, precision)
+        store(vae, precision)
         self.requires_grad_(False).eval()
         self._empty: Condition | None = None
 
@@ -90,20 +112,19 @@ class LatentPrior(Prior):
         with autocast(x.device, self.precision):
             out = self.vae.encode(2 * x - 1, return_dict=False)[0]
             v = out if isinstance(out, Tensor) else out.mode()
-        return (v.float() - self._shift) * self.vae.config.scaling_factor
+        return (v.float() - self.shift) * self.scaling
 
     def decode(self, z: Latent) -> Image:
         with autocast(z.device, self.precision):
-            x = self.vae.decode(z / self.vae.config.scaling_factor + self._shift, return_dict=False)[0]
+            x = self.vae.decode(z / self.scaling + self.shift, return_dict=False)[0]
         return (1 + x.float()) / 2
-
-    @property
-    def _shift(self) -> float:
-        return self.vae.config.get("shift_factor") or 0.0
 
     def condition(self, prompt: str | list[str], *, negative: str = "", scale: float = 1.0) -> Condition:
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return Condition(self._embed(prompts), self._embed([negative] * len(prompts)), scale)
+        # One text at a time, each once: an embedding depends on its text alone, never on the batch.
+        known = {text: self._embed(text) for text in dict.fromkeys([*prompts, negative])}
+        positive = torch.cat([known[text] for text in prompts])
+        return Condition(positive, known[negative].expand_as(positive), scale)
 
     @property
     def empty(self) -> Condition:
@@ -112,19 +133,26 @@ class LatentPrior(Prior):
             self._empty = self.condition("")
         return self._empty
 
-    def _embed(self, prompts: list[str]) -> Tensor:
+    def _embed(self, text: str) -> Tensor:
         # Not tokenizer.model_max_length: some hub folders leave it at 1e30.
         length = self.text_encoder.config.max_position_embeddings
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        padded = self.tokenizer(text, padding="max_length", max_length=length, verbose=False, return_tensors="pt")
+        tokens = padded.input_ids
+        if tokens.shape[1] > length:
+            log.warning("only %d of the %d tokens of the prompt are used: %r", length, tokens.shape[1], text)
+            tokens = torch.cat([tokens[:, : length - 1], tokens[:, -1:]], 1)  # the last one says that the text ends
         with torch.inference_mode(False), torch.no_grad():
-            return self.text_encoder(tokens.input_ids.to(self.device), return_dict=False)[0].float()
+            return self.text_encoder(tokens.to(self.device), return_dict=False)[0].float()
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"precision": self.precision, "prediction": self.prediction}
+        more = {"precision": self.precision, "prediction": self.prediction, "commit": self.commit}
+        return super().describe() | more
 
 
 def _blocks(vae: AutoencoderKL | AutoencoderTiny) -> list[int]:
     """Channels of the autoencoder's stages; each but the last halves the side."""
     config = vae.config
-    stages: list[int] = config.encoder_block_out_channels if isinstance(vae, AutoencoderTiny) else config.block_out_channels
+    stages: list[int] = (
+        config.encoder_block_out_channels if isinstance(vae, AutoencoderTiny) else config.block_out_channels
+    )
     return stages

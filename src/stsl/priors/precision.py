@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
+from torch import nn
 
 from stsl.priors.base import Precision
 
@@ -44,12 +45,27 @@ def pick_precision(precision: Precision | Literal["auto"], device: torch.device)
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
-        can = torch.cpu.get_capabilities()
+        # Older PyTorch cannot tell; fp32 is right everywhere.
+        can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "fp32"
     return "fp32"
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Run networks in `precision`; what goes in and comes out stays float32."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype if precision != "fp32" else None, enabled=precision != "fp32")
+    enabled = precision != "fp32"
+    return torch.autocast(device.type, DTYPES[precision] if enabled else None, enabled=enabled)
+
+
+def store(network: nn.Module, precision: Precision) -> None:
+    """Keep the weights of a frozen network as `autocast` uses them, and in the order that convolutions are fast in.
+
+    The values are the same. Autocast remembers its casts only of weights that need a gradient; frozen ones it would
+    cast again on every call.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(DTYPES[precision], memory_format=torch.channels_last)

@@ -96,8 +96,8 @@ class Sampler(ABC):
             name = type(self).__name__
             raise TypeError(
                 f"{name} needs an operator or prior with: {', '.join(sorted(self.requires))}; "
-                f"{type(problem.physics).__name__} with prior {problem.prior.name!r} lacks {', '.join(sorted(missing))}. "
-                f"LDPS takes any differentiable operator"
+                f"{type(problem.physics).__name__} with prior {problem.prior.name!r} lacks "
+                f"{', '.join(sorted(missing))}. LDPS takes any differentiable operator"
             )
 
     @classmethod
@@ -109,9 +109,9 @@ class Sampler(ABC):
         """
         if name not in cls.presets:
             near = difflib.get_close_matches(name, cls.presets, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f", did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"{cls.__name__} has no preset {name!r}{hint} There are: {', '.join(cls.presets) or 'none'}"
+                f"{cls.__name__} has no preset {name!r}{hint}; there are {', '.join(cls.presets) or 'none'}"
             )
         chosen = cls.presets[name]
         if "" in chosen:
@@ -137,7 +137,7 @@ def _validate(owner: str, knob: "dataclasses.Field[Any]", value: Any) -> None:
     if choices is not None and value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
         raise ValueError(f"{where}: choose one of {', '.join(choices)}{f'; did you mean {near[0]!r}?' if near else ''}")
-    if kind in (int, float) and not (
+    if isinstance(value, int | float) and not (
         math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
     ):
         raise ValueError(f"{where}: must be a finite number in [{low}, {high}]")

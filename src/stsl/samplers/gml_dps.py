@@ -22,7 +22,7 @@ class GMLDPS(Sampler):
     """
 
     source = "Rout et al. 2023, arXiv:2307.00619, GML-DPS"
-    presets = {"sd15": {}, "fast": {"steps": 60, "omega": 3.0, "gamma": 0.3}}
+    presets = {"sd15": {}, "balanced": {"steps": 250}, "fast": {"steps": 60, "omega": 3.0, "gamma": 0.3}}
 
     steps: int = knob(1000, "denoising steps", low=1, high=1000)
     omega: float = knob(1.0, "measurement factor: weight of the residual", low=0.0, high=10.0)

@@ -1,11 +1,13 @@
 """Posterior sampling with latent diffusion."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from stsl.numerics import gradient, norm_per_image
+from stsl.operators import Adjoint
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler, State, knob
@@ -37,6 +39,7 @@ class PSLD(Sampler):
             "sr4": {"steps": 1000, "omega": 0.9, "gamma": 0.1},
         },
         "web-demo": {"steps": 200, "omega": 1.0, "gamma": 0.1, "kernel": 15, "kernel_sigma": 7.0},
+        "balanced": {"steps": 250},
         "fast": {"steps": 60, "omega": 3.0, "gamma": 0.3},
     }
 
@@ -74,7 +77,7 @@ class PSLD(Sampler):
             z0 = schedule.clean(z, eps, t)
             x0 = prior.decode(z0)
             r = problem.misfit(x0)
-            glued = problem.glue(r, self.adjoint)
+            glued = problem.glue(r, cast(Adjoint, self.adjoint))
             if state.memory is not None:
                 glued = state.memory * glued
             gluing = norm_per_image(z0 - prior.encode(x0 + glued))

@@ -4,11 +4,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from stsl.numerics import Adam, gradient, norm_per_image, trace_estimate
+from stsl.operators import Adjoint
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler, State, knob
@@ -17,7 +19,7 @@ from stsl.shapes import Latent, PerImage
 
 log = logging.getLogger("stsl")
 
-# The gradients of the two terms are compared at every fifth level only: telling them apart costs a second backward pass.
+# The two terms' gradients are compared at every fifth level only: telling them apart costs a second backward pass.
 COMPARE_EVERY = 5
 # A hole wider than this share of the side stays grey when the run begins from the measurement (the paper's Figure 8).
 WIDE_HOLE = 1 / 8
@@ -141,16 +143,18 @@ class STSL(Sampler):
             )
 
     def begin(self, problem: Problem, rng: Rng) -> State:
-        z0 = problem.prior.encode(problem.start(self.adjoint))
+        z0 = problem.prior.encode(problem.start(cast(Adjoint, self.adjoint)))
         if self.init in ("ddim", "printed"):
-            return State(z0, clean=z0, memory=Memory(forward={-1: z0}))
+            return State(z0, clean=z0, memory=Memory())
         if self.init == "argmin":
             z0 = _fit(problem, z0)
         top = self.plan(problem.schedule)[0][0]
         noise = rng.normal(z0)
         z = noise if self.init == "noise" else problem.schedule.diffuse(z0, noise, top)
         if self.init == "auto" and (wide := problem.holes_wider_than(WIDE_HOLE)).any():
-            log.info("a hole is wider than 1/8 of the image: starting from noise, since the measurement would keep it grey")
+            log.info(
+                "a hole is wider than 1/8 of the image: starting from noise, since the measurement would keep it grey"
+            )
             z = torch.where(wide[:, None, None, None], noise, z)
         return State(z, clean=z0, memory=Memory())
 
@@ -167,9 +171,9 @@ class STSL(Sampler):
             surrogate = partial(self._surrogate, problem, t, probes, memory.forward.get(t), compare)
             grad, eps, r = gradient(surrogate, z)
             if compare:
-                data, trace = grad
-                numbers["r2"] = norm_per_image(trace) / norm_per_image(data)
-                grad = data + trace
+                data, trace, *_ = grad
+                numbers["r2"] = trace.flatten(1).norm(dim=1) / norm_per_image(data)
+                grad = grad.sum(0)
             numbers["residual"] = problem.rms(r)
             if self.adam_state == "none":
                 direction = grad
@@ -194,22 +198,22 @@ class STSL(Sampler):
         forward: Latent | None,
         compare: bool,
         z: Latent,
-    ) -> tuple[Tensor, Latent, Tensor]:
-        """L(z) per image, the predicted noise and the misfit; with `compare` the two terms apart, shape (2, B)."""
+    ) -> tuple[PerImage | list[PerImage], Latent, Tensor]:
+        """L(z) per image, the predicted noise and the misfit; with `compare` the list of its terms instead of L."""
         schedule = problem.schedule
         delta = min(1.0, schedule.at(t)[1]) if self.probe_scale == "sigma" else 1.0
         # One network call for the iterate and its probes.
         stack = z if probes is None else torch.cat([z, (z + delta * probes).flatten(0, 1)])
         eps, *moved = problem.epsilon(stack, t).split(z.shape[0])
         r = problem.residual(schedule.clean(z, eps, t))
-        data = self.lam * _measurement_loss(r, self.meas_loss)
-        if self.kappa and forward is not None:
-            data = data + self.kappa * (z - forward).flatten(1).square().sum(1)
-        if probes is None:
-            return data, eps, r
-        trace = trace_estimate(probes, schedule.score(torch.stack(moved), t), schedule.score(eps, t), delta)
-        weighted = self.eta / z[0].numel() * trace
-        return torch.stack([data, weighted]) if compare else data + weighted, eps, r
+        terms = [self.lam * _measurement_loss(r, self.meas_loss)]
+        if probes is not None:
+            scores = torch.stack([schedule.score(other, t) for other in moved])
+            trace = trace_estimate(probes, scores, schedule.score(eps, t), delta)
+            terms.append(self.eta / z[0].numel() * trace)
+        if forward is not None:
+            terms.append(self.kappa * (z - forward).flatten(1).square().sum(1))
+        return terms if compare else sum(terms[1:], terms[0]), eps, r
 
     @property
     def has_trace(self) -> bool:
@@ -239,7 +243,9 @@ class STSL(Sampler):
                 self.init,
                 ", ".join(f"{value:.3g}" for value in std.tolist()),
             )
-        return State(z, clean, memory=replace(memory, forward={**memory.forward, t_next: z}))
+        if self.kappa:  # nothing else needs them, and all levels of a large batch take much memory
+            memory = replace(memory, forward={**memory.forward, t_next: z})
+        return State(z, clean, memory=memory)
 
 
 def _measurement_loss(r: Tensor, kind: str) -> PerImage:
