@@ -1,5 +1,6 @@
 """A small world in float64 where everything is known, for the tests of all folders."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -34,7 +35,16 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
+def one_thread() -> Iterator[None]:
+    """Matrices of some hundred rows take longer on two threads than on one, many times longer on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def world(one_thread: None) -> World:
     """Latents (4, 8, 8), images (3, 8, 8): the decoder is linear and takes many latents to one image."""
     d, p = 4 * 8 * 8, 3 * 8 * 8
     root = normal(d, d, seed=1) / d**0.5

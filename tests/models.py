@@ -139,7 +139,7 @@ def sd15_folder(
     parts = {"unet": unet, "vae": autoencoder, "text_encoder": encoder}
     with _quiet():
         for part, network in parts.items():
-            shards = {"max_shard_size": "400KB"} if sharded and part == "unet" else {}
+            shards = {"max_shard_size": "1MB"} if sharded and part == "unet" else {}
             for parameter in network.parameters():
                 parameter.data = parameter.data.to(dtype)
             network.save_pretrained(path / part, variant=variant, **shards)

@@ -192,10 +192,11 @@ class Prepared:
 
     def _whole(self, x: Image) -> Image:
         """The photo with the restored square in its place."""
-        if self.fit is None:
+        x = x.cpu().float()
+        if self.fit is None or (self.fit.is_exact and self.fit.known is None):
             return x
-        factor = max(1, x.shape[-1] // self.fit.x.shape[-1])
-        return self.fit.paste(x.cpu().float(), factor=factor, keep_known=self.run.problem.sigma_y == 0)
+        factor = x.shape[-1] // self.fit.x.shape[-1]
+        return self.fit.paste(x, factor=factor, keep_known=self.run.problem.sigma_y == 0)
 
     def _row(self, result: Result, target: Path) -> dict[str, Any]:
         residual, expected = float(result.residual_rms), result.expected_noise_rms
@@ -231,7 +232,7 @@ def _measured_size(physics: Any, shape: Shape) -> tuple[int, int]:
     y = physics.A(torch.full((1, *shape), 0.5))
     if y.ndim != 4 or y.shape[1] != shape[0]:
         raise ValueError(
-            f"{type(physics).__name__} makes {tuple(y.shape)} of an image, not a colour picture: give its measurement as a "
-            ".safetensors file as `stsl degrade` writes it"
+            f"{type(physics).__name__} makes {tuple(y.shape)} of an image, not a colour picture: give its measurement as "
+            "a .safetensors file as `stsl degrade` writes it"
         )
     return y.shape[-2], y.shape[-1]

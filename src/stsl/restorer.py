@@ -166,9 +166,12 @@ class Run(Iterator[Frame]):
 
         Raises:
             Diverged: a decoded value is not finite.
+            RuntimeError: an error stopped the run before.
         """
         for _ in self:
             pass
+        if len(self._latents) < self.samples:
+            raise RuntimeError("this run was stopped by an error and has no result")
         with torch.inference_mode(False), torch.no_grad():
             began = time.perf_counter()
             raw = torch.stack([self.problem.prior.decode(z) for z in self._latents])

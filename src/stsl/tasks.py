@@ -300,9 +300,7 @@ def from_mask(mask: Tensor, shape: Shape, *, noise: float = 0.0) -> LinearPhysic
         raise ValueError("the mask holds values that are not finite")
     known = (mask > 0.5).float()
     if not known.flatten(1).any(1).all():
-        raise ValueError(
-            "the mask has no known pixel: nothing would be left of the photo (white is known, black is lost)"
-        )
+        raise ValueError("the mask has no known pixel: nothing would be left of the photo (1 is known, 0 is lost)")
     return _inpainting(known, shape, noise)
 
 

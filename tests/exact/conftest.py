@@ -87,7 +87,7 @@ OPERATORS = {"inpainting": inpainting, "superresolution": superresolution, "blur
 
 
 @pytest.fixture
-def make() -> Make:
+def make(one_thread: None) -> Make:
     """make(operator, adjoint="paper", components=1): the library's problem, and the same one as dense matrices."""
 
     def build(operator: str = "inpainting", adjoint: str = "paper", components: int = 1) -> tuple[Problem, Dense]:
@@ -97,10 +97,14 @@ def make() -> Make:
         covariances = torch.stack([covariance(2 + k) for k in range(components)])
         mixture = Mixture(weights, means, covariances)
         decoder = normal(P, D, seed=6) / (2 * D**0.5)
+        # W takes many latents to one image, so its rows are independent. Gluing with a pseudo-inverse cannot tell the
+        # sign of the correction, whose code is orthogonal to the rest of the gap: the mixture's encoder is another one.
+        encoder = decoder.T @ torch.linalg.inv(decoder @ decoder.T)
         if components == 1:
             prior = GaussianPrior(means.reshape(LATENT), covariances[0], decoder=decoder, image_shape=IMAGE)
         else:
-            prior = MixturePrior(mixture, decoder, LATENT, IMAGE)
+            encoder = encoder + 0.5 * normal(D, P, seed=10) / P**0.5
+            prior = MixturePrior(mixture, decoder, encoder, LATENT, IMAGE)
         x = (1 + apply(decoder, normal(BATCH, D, seed=7))) / 2
         y = apply(matrix, x + 0.01 * normal(BATCH, P, seed=9))
 
@@ -111,7 +115,7 @@ def make() -> Make:
         lift = exact if papers is None or adjoint == "exact" else papers
         glue = transposed if papers is None or adjoint == "exact" else papers
         seen = known.reshape(BATCH, 3, 16).any(1).repeat(1, 3)
-        dense = Dense(mixture, decoder, matrix, lift, glue, seen, y)
+        dense = Dense(mixture, decoder, encoder, matrix, lift, glue, seen, y)
         shaped = y.reshape(physics.A(torch.zeros(BATCH, *IMAGE, dtype=torch.float64)).shape)
         return Problem(shaped, physics, prior), dense
 

@@ -62,20 +62,16 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Dense:
-    """A problem as matrices: x = (1 + W z)/2, z = W⁺(2x − 1), y = A x + noise, `lift` and `glue` for the two Aᵀ."""
+    """A problem as matrices: x = (1 + W z)/2, z = V (2x − 1), y = A x + noise, `lift` and `glue` for the two Aᵀ."""
 
     latents: Mixture
     decoder: Tensor  # W (p, d)
+    encoder: Tensor  # V (d, p)
     operator: Tensor  # A (m, p) or (B, m, p)
     lift: Tensor  # (p, m) or (B, p, m)
     glue: Tensor  # (p, m) or (B, p, m)
     seen: Tensor  # (B, p) bool
     y: Tensor  # (B, m)
-
-    @property
-    def encoder(self) -> Tensor:
-        """W⁺ = Wᵀ (W Wᵀ)⁻¹: W takes many latents to one image and has full row rank."""
-        return self.decoder.T @ torch.linalg.inv(self.decoder @ self.decoder.T)
 
     def encode(self, x: Tensor) -> Tensor:
         return apply(self.encoder, 2 * x - 1)
@@ -279,17 +275,22 @@ class Tape:
 
 
 class MixturePrior(Prior):
-    """A `Mixture` as a prior of the library: ε from the exact score, differentiable, x = (1 + W z)/2."""
+    """A `Mixture` as a prior of the library: ε from the exact score, differentiable; W and V as in `Dense`."""
 
     def __init__(
-        self, mixture: Mixture, decoder: Tensor, latent_shape: tuple[int, int, int], image_shape: tuple[int, int, int]
+        self,
+        mixture: Mixture,
+        decoder: Tensor,
+        encoder: Tensor,
+        latent_shape: tuple[int, int, int],
+        image_shape: tuple[int, int, int],
     ) -> None:
         super().__init__()
         self.name, self.latent_shape, self.image_shape = "mixture", latent_shape, image_shape
         self.schedule = VariancePreserving(tuple(ALPHA_BAR), offset=1)
         self.mixture = mixture
         self.register_buffer("decoder", decoder)
-        self.register_buffer("encoder", torch.linalg.pinv(decoder))
+        self.register_buffer("encoder", encoder)
 
     @property
     def dtype(self) -> torch.dtype:

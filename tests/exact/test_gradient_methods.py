@@ -65,7 +65,7 @@ def test_the_two_adjoints_of_psld_differ_where_they_should(make):
 
 def test_pslds_gluing_kernel_blurs_the_map_of_seen_pixels(make):
     sampler = PSLD(omega=0.7, gamma=0.4, kernel=3, kernel_sigma=0.8)
-    problem, dense = make("inpainting")
+    problem, dense = make("inpainting", components=2)
     g = torch.exp(-(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64) ** 2) / (2 * 0.8**2))
     line = torch.zeros(4, 4, dtype=torch.float64)
     for i in range(4):

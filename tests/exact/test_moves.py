@@ -79,7 +79,7 @@ IMAGE = (1, 4, 8)
 
 
 @pytest.fixture
-def toy():
+def toy(one_thread):
     d = 32
     prior = GaussianPrior(torch.zeros(IMAGE, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
     y = 0.2 + 0.6 * torch.rand(2, 1, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

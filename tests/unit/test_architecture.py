@@ -25,6 +25,7 @@ LAYERS = (
     ("loop", "cost"),
     ("result",),
     ("restorer", "editors", "reconstructors"),
+    ("photos",),
     ("exact", "training", "bench"),
     ("cli", "app"),
     ("__main__",),

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from stsl import operators, tasks
 from stsl.operators import GaussianImpulseNoise, Separable, glue, lift, seen
 
-# Taps from the centre outwards, as printed by the resizer and the blur of DPS: methods.md 15.3 and 15.1.
+# Taps from the centre outwards, as printed by the resizer and the blur of DPS.
 TAPS = {
     4: [0.24097, 0.18188, 0.09741, 0.02271, -0.01196, -0.01831, -0.01099, -0.00171],
     8: [
@@ -57,7 +57,7 @@ def test_bicubic_taps_are_the_published_ones(factor):
 
 
 @pytest.mark.parametrize(("factor", "low", "high"), [(4, 0.35, 0.50), (8, 0.25, 0.36)])
-def test_bicubic_singular_values_lie_where_methods_md_says(factor, low, high):
+def test_bicubic_singular_values_lie_in_their_bands(factor, low, high):
     values = torch.linalg.svdvals(operators.bicubic((3, 256, 256), factor).vertical)
     assert low - 0.005 < values.min() < values.max() < high + 0.005  # the bounds are printed with two digits
 

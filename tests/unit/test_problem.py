@@ -14,7 +14,7 @@ from stsl.problem import Problem
 from stsl.restorer import Restorer
 from stsl.samplers import LDPS
 
-SHAPE = (3, 16, 16)
+SHAPE = (1, 16, 16)
 # float64 images of order 1, through operators whose matrices are float32 numbers.
 ROUNDING = {"rtol": 0, "atol": 1e-12}
 
@@ -23,10 +23,9 @@ def uniform(*shape, seed=0):
     return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module")
-def prior():
-    d = 3 * 16 * 16
-    return GaussianPrior(torch.zeros(SHAPE, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
+@pytest.fixture
+def prior(one_thread):
+    return GaussianPrior(torch.zeros(SHAPE, dtype=torch.float64), torch.eye(16 * 16, dtype=torch.float64))
 
 
 def problem(prior, spec, y=None):
@@ -61,8 +60,8 @@ def test_the_residual_is_the_misfit_of_the_decoded_latent(prior):
 
 def test_a_start_is_the_measurement_with_holes_of_mid_grey(prior):
     p = problem(prior, "box_inpaint")
-    known = p.physics.mask.expand(2, 3, 16, 16) > 0
-    assert torch.equal(p.seen().expand(2, 3, 16, 16), known)
+    known = p.physics.mask.expand(2, *SHAPE) > 0
+    assert torch.equal(p.seen().expand(2, *SHAPE), known)
     assert torch.equal(p.start()[known], p.y[known])
     assert (p.start()[~known] == 0.5).all()
     assert (p.lift(p.y)[~known] == 0).all()

@@ -145,7 +145,7 @@ def test_gaussian_blur_follows_the_rules_for_other_sizes():
     def taps(spec: str, side: int) -> int:
         return int(tasks.make(spec, (3, side, side)).vertical[side // 2].count_nonzero())
 
-    # methods.md 15.7: 25 taps at the paper's size; at 128 std 1.5 has 13 and std 0.75 has 7.
+    # 25 taps at the paper's size; at 128 std 1.5 has 13 and std 0.75 has 7.
     assert taps("gaussian_blur", 256) == 25
     assert taps("gaussian_blur", 128) == 13
     assert taps("gaussian_blur:match=stsl512", 512) == 25

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def restore(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Corrupted photos: files, folders, globs.")],
     task: Annotated[str | None, typer.Option(help="How they were corrupted: NAME[:key=value,...].")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Picture of what is missing, as large as the photo.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Picture as large as the photo: white is missing.")] = None,
     kernel: Annotated[Path | None, typer.Option(help="Picture of the blur kernel, odd sides.")] = None,
     operator: Annotated[str | None, typer.Option(help="File of `stsl degrade`, or my_file.py:function.")] = None,
     noise: Annotated[float | None, typer.Option(help="Std of the noise on [0, 1]; 0.005 where no file says.")] = None,
@@ -54,7 +54,7 @@ def restore(
 
     corruption = _corruption(task, mask, kernel, operator, noise)
     method = choose_sampler(sampler, preset, set or [], task, fast=fast)
-    sources = images.find(inputs)
+    sources = images.find(inputs, skip=out)
     targets = images.outputs(sources, out)
     model = load_prior(prior, revision=revision, device=device, precision=precision, offline=offline)  # type: ignore[arg-type]
     job = Job(Restorer(model, method), corruption, prompt, samples, seed, crop, resize)
@@ -69,7 +69,8 @@ def restore(
                 rows.append(_restore_one(job, source.path, target, f"{source.path.name} ({number}/{len(sources)})"))
             except (ValueError, TypeError, OSError, RuntimeError) as error:
                 rows.append({"input": str(source.path), "output": None, "error": str(error)})
-                complain(f"{source.path}: {error}")
+                # Most errors name the file already.
+                complain(str(error) if source.path.name in str(error) else f"{source.path}: {error}")
                 if on_error == "stop":
                     break
     except KeyboardInterrupt:

@@ -1,10 +1,10 @@
 """Photos as users have them: reading, writing, finding, fitting to a prior, showing. The one place that knows PIL."""
 
-from stsl.images.fit import Fit, find_face, fit
-from stsl.images.inputs import Source, find, outputs, safe_stem
-from stsl.images.photo import Photo, read, read_kernel, read_mask
-from stsl.images.pictures import astronaut_face, comparison
-from stsl.images.write import write
+from stsl.images.fitting import Fit, find_face, fit
+from stsl.images.folders import Source, find, outputs, safe_stem
+from stsl.images.reading import Photo, read, read_kernel, read_mask
+from stsl.images.showing import astronaut_face, comparison
+from stsl.images.writing import encode_png, write
 
 __all__ = [
     "Fit",
@@ -12,6 +12,7 @@ __all__ = [
     "Source",
     "astronaut_face",
     "comparison",
+    "encode_png",
     "find",
     "find_face",
     "fit",

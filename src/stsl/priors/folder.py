@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,8 @@ OLD_NAMES = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 MAX_BYTES = 1 << 25  # of one config or vocabulary; Stable Diffusion's largest has 2 MB
+MAX_SIZE = 1 << 20  # of anything in a network; the largest vocabulary has 49408 tokens
+SLACK = 1000  # parameters that a config may ask for beyond those in the files, to name what is missing
 MAX_SIDE = 4096  # of what a UNet works on
 MAX_LEVELS = 10_000  # of a noise schedule
 
@@ -119,7 +121,7 @@ class Folder:
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part, of a class that is known; its `_class_name` is that class."""
         path = self.home(part) / ("scheduler_config.json" if part == "scheduler" else "config.json")
-        config = _json(path)
+        config = _json(path, _size)
         given = config.get("_class_name", config.get("architectures"))
         given = given[0] if isinstance(given, list) and len(given) == 1 else given
         if given not in CLASSES[part]:
@@ -136,8 +138,9 @@ class Folder:
         if not path.is_file():
             return
         index = _json(path)
-        if not str(index.get("_class_name", "")).isidentifier():
-            raise ValueError(f"{path} asks for a pipeline of its own ({index.get('_class_name')!r}); stsl runs no code")
+        name = index.get("_class_name")
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"{path} asks for a pipeline of its own ({name!r}); stsl runs no code")
         for part, value in index.items():
             if isinstance(value, list):
                 library, name = value if len(value) == 2 else (value, None)
@@ -150,18 +153,22 @@ class Folder:
         names = (home / name for variant in VARIANTS for name in weight_names(part, variant)[:2])
         return next((file for file in names if file.is_file()), None)
 
+    def tensors(self, part: str) -> dict[str, Path]:
+        """The names of a part's tensors, and the file of each."""
+        where: dict[str, Path] = {}
+        for file in self._weight_files(part):
+            with _opened(file) as tensors:
+                where |= dict.fromkeys(tensors.keys(), file)
+        return where
+
     def network(self, part: str, config: Mapping[str, Any], device: torch.device) -> Any:
         """The network of a part with its weights, float32.
 
         It is built without memory first; of the weights, what agrees with that in name and shape is read.
         """
-        home = self.home(part)
-        where: dict[str, Path] = {}
-        for file in self._weight_files(part):
-            with _opened(file) as tensors:
-                where |= dict.fromkeys(tensors.keys(), file)
+        home, where = self.home(part), self.tensors(part)
         try:
-            with torch.device("meta"), _at_most(len(where)):
+            with torch.device("meta"), _at_most(len(where) + SLACK):
                 network = _construct(config)
         except Exception as error:  # the constructors raise whatever a wrong value leads to
             raise ValueError(
@@ -185,8 +192,8 @@ class Folder:
         _fill_buffers(network, device)
         return network
 
-    def tokenizer(self, vocab_size: int) -> Any:
-        """The CLIP tokenizer, of which the text encoder knows `vocab_size` tokens.
+    def tokenizer(self, text_encoder: Mapping[str, Any]) -> Any:
+        """The CLIP tokenizer that goes with the text encoder of a config.
 
         Not by its `from_pretrained`, which lets a config name other files and formats to be read.
         """
@@ -205,9 +212,9 @@ class Folder:
             if missing:
                 vocab, merges = whole["model"]["vocab"], whole["model"]["merges"]
             else:
-                vocab, merges = jsons["vocab.json"], _bytes(home / "merges.txt").decode().splitlines()
-            pairs = [tuple(merge.split() if isinstance(merge, str) else merge) for merge in merges]
-            pairs = [pair for pair in pairs if len(pair) == 2 and pair[0] != "#version:"]
+                vocab, lines = jsons["vocab.json"], _bytes(home / "merges.txt").decode().splitlines()
+                merges = [line for line in lines if line and not line.startswith("#version")]
+            pairs = [(left, right) for left, right in (m.split() if isinstance(m, str) else m for m in merges)]
             names = settings | jsons.get("special_tokens_map.json", {})
             special = {key: _content(names[key]) for key in SPECIAL_TOKENS if names.get(key)}
             tokenizer = CLIPTokenizer(vocab, pairs, **special)
@@ -220,8 +227,9 @@ class Folder:
             raise ValueError(f"the tokenizer in {home} cannot be read: {error}") from error
         if not added.items() <= numbers.items():
             raise ValueError(f"the tokenizer in {home} leaves gaps between the numbers of its added tokens")
-        if max(numbers.values()) >= vocab_size:
-            raise ValueError(f"the tokenizer in {home} knows more tokens than the {vocab_size} of its text encoder")
+        size = text_encoder.get("vocab_size")
+        if not isinstance(size, int) or max(numbers.values()) >= size:
+            raise ValueError(f"the tokenizer in {home} knows more tokens than the {size} of its text encoder")
         return tokenizer
 
     def _weight_files(self, part: str) -> list[Path]:
@@ -258,11 +266,11 @@ def weight_names(part: str, variant: str) -> tuple[str, str, str]:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object that asks for no code."""
+def _json(path: Path, integer: Callable[[str], int] = int) -> dict[str, Any]:
+    """A JSON object that asks for no code; `integer` reads its whole numbers."""
     text = _bytes(path)
     try:
-        config = json.loads(text, parse_constant=_no_number)
+        config = json.loads(text, parse_int=integer, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
@@ -285,6 +293,13 @@ def _bytes(path: Path) -> bytes:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def _size(digits: str) -> int:
+    """A whole number of a network's config: a width or a count, which constructors make lists of."""
+    if abs(number := int(digits)) > MAX_SIZE:
+        raise ValueError(f"{digits} is no size of a network, at most {MAX_SIZE} is")
+    return number
 
 
 def _content(token: Any) -> str:
@@ -341,7 +356,7 @@ def _at_most(parameters: int) -> Iterator[None]:
         if threading.get_ident() == thread:
             seen += 1
             if seen > parameters:
-                raise ValueError(f"it asks for more tensors than the {parameters} there are")
+                raise ValueError(f"it asks for more than {parameters} tensors")
 
     hook = register_module_parameter_registration_hook(count)
     try:

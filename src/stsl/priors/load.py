@@ -160,17 +160,21 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
 
 def _build(folder: Folder, title: str, commit: str | None, precision: Precision, device: torch.device) -> Prior:
     folder.check_index()
-    unet, scheduler = folder.config("unet"), folder.config("scheduler")
+    scheduler, configs = folder.config("scheduler"), {"unet": folder.config("unet")}
+    on_pixels = configs["unet"]["_class_name"] == "UNet2DModel"
+    if not on_pixels:
+        configs |= {part: folder.config(part) for part in ("vae", "text_encoder")}
+    for part in configs:
+        folder.tensors(part)  # a file that is missing or torn is found before gigabytes of the others are read
     # Imported late: `stsl list` must not wait for diffusers and transformers.
-    if unet["_class_name"] == "UNet2DModel":
+    if on_pixels:
         from stsl.priors.pixel import PixelPrior
 
-        network = folder.network("unet", unet, device)
-        return PixelPrior(network, scheduler, name=title, precision=precision, commit=commit)
+        unet = folder.network("unet", configs["unet"], device)
+        return PixelPrior(unet, scheduler, name=title, precision=precision, commit=commit)
 
     from stsl.priors.latent import LatentPrior
 
-    configs = {"unet": unet, "vae": folder.config("vae"), "text_encoder": folder.config("text_encoder")}
-    network, vae, text_encoder = (folder.network(part, config, device) for part, config in configs.items())
-    tokenizer = folder.tokenizer(text_encoder.config.vocab_size)
-    return LatentPrior(network, vae, text_encoder, tokenizer, scheduler, name=title, precision=precision, commit=commit)
+    tokenizer = folder.tokenizer(configs["text_encoder"])
+    unet, vae, text_encoder = (folder.network(part, config, device) for part, config in configs.items())
+    return LatentPrior(unet, vae, text_encoder, tokenizer, scheduler, name=title, precision=precision, commit=commit)

@@ -23,10 +23,10 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is not known: give cuda, cuda:N, mps or cpu") from error
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not there.get(chosen.type, False):
-        have = ", ".join(name for name, is_there in there.items() if is_there)
-        raise ValueError(f"device {device!r} is not available here: this machine has {have}")
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if (chosen.index or 0) >= counts.get(chosen.type, 0):
+        have = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+        raise ValueError(f"device {str(device)!r} is not available here: this machine has {have}")
     return chosen
 
 
@@ -68,4 +68,4 @@ def store(network: nn.Module, precision: Precision) -> None:
     """
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.to(DTYPES[precision], memory_format=torch.channels_last)
+            layer.to(DTYPES[precision]).to(memory_format=torch.channels_last)
