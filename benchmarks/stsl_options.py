@@ -79,12 +79,13 @@ def main() -> None:
     x, ids, colour = read_faces(args.data, args.faces // 2, args.faces // 2)
     prior = load_prior("faces-128")
     scores = Scores(args.out, ("option", "task"))
-    settings = {"eta 0, no probes": FREE} | CHEAP | READINGS | ETA
-    for option, sampler in settings.items():
-        for task in args.tasks.split(","):
-            measure(scores, prior, option, sampler, task, x, ids, colour)
+    wanted = args.tasks.split(",")
+    for settings in (ETA, {"eta 0, no probes": FREE} | CHEAP | READINGS):
+        for task in wanted:
+            for option, sampler in settings.items():
+                measure(scores, prior, option, sampler, task, x, ids, colour)
     for label in sorted(READINGS, key=lambda label: mean_lpips(scores, label))[:2]:
-        for task in args.tasks.split(","):
+        for task in wanted:
             measure(scores, prior, f"{label}, T=50", replace(READINGS[label], steps=50), task, x, ids, colour)
     print(scores.markdown({"setting": ("option",), "task": ("task",)} | QUALITY | {"evaluations": ("unet_samples",)}))
 

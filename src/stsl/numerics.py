@@ -46,11 +46,6 @@ def norm_per_image(r: Tensor) -> PerImage:
     return (r.square().sum(1) + 1e-12).sqrt()
 
 
-def dot_per_image(a: Tensor, b: Tensor) -> PerImage:
-    """⟨a_b, b_b⟩ over all but the first dimension, shape (B,)."""
-    return (a * b).flatten(1).sum(1)
-
-
 def trace_estimate(probes: Tensor, moved: Tensor, score: Tensor, scale: float = 1.0) -> PerImage:
     """Hutchinson's estimate of the trace of the score's Jacobian, by finite differences.
 

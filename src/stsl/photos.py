@@ -232,7 +232,7 @@ def _measured_size(physics: Any, shape: Shape) -> tuple[int, int]:
     y = physics.A(torch.full((1, *shape), 0.5))
     if y.ndim != 4 or y.shape[1] != shape[0]:
         raise ValueError(
-            f"{type(physics).__name__} makes {tuple(y.shape)} of an image, not a colour picture: give its measurement as "
+            f"{type(physics).__name__} makes {tuple(y.shape)} of an image, no colour picture: give its measurement as "
             "a .safetensors file as `stsl degrade` writes it"
         )
     return y.shape[-2], y.shape[-1]

@@ -21,7 +21,7 @@ def test_a_small_motion_kernel_is_the_area_average_of_the_large_one():
     assert small.max() > large.max()
 
 
-# The papers' generator: percentiles 5, 25, 50, 75, 95 of 300 kernels at 61 pixels, intensity 0.5; and the printed precision.
+# The papers' generator: percentiles 5, 25, 50, 75, 95 of 300 kernels at 61 pixels, intensity 0.5; and the precision.
 BANDS = {
     "path length": ([20, 48, 76, 107, 140], 0.5),
     "steps": ([6, 15, 23, 33, 45], 0.5),

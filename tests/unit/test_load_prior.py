@@ -410,7 +410,6 @@ def test_weights_that_are_not_used_are_mentioned(folder, caplog):
         ("vocab.json", {"a": -1}),
         ("merges.txt", "a b c\nd"),
         ("merges.txt", "x y\nnot there\n"),
-        ("added_tokens.json", {"<a>": 5}),
         ("added_tokens.json", {"<a>": "b"}),
         ("special_tokens_map.json", {"pad_token": {"lstrip": False}}),
         ("tokenizer_config.json", {"added_tokens_decoder": [1]}),
@@ -421,6 +420,12 @@ def test_a_damaged_tokenizer_is_named(file, content, folder):
     path = folder / "tokenizer" / file
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=re.escape(f"the tokenizer in {folder / 'tokenizer'}")):
+        load_prior(folder)
+
+
+def test_an_added_token_keeps_its_number_or_is_refused(folder):
+    write_json(folder / "tokenizer" / "added_tokens.json", {"<a>": 5})
+    with pytest.raises(ValueError, match="leaves gaps between the numbers of its added tokens"):
         load_prior(folder)
 
 

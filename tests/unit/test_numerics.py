@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from stsl.numerics import Adam, dot_per_image, gradient, norm_per_image, trace_estimate
+from stsl.numerics import Adam, gradient, norm_per_image, trace_estimate
 
 
 def normal(*shape, seed=0):
@@ -79,11 +79,6 @@ def test_norms_of_half_precision_are_taken_in_float32(dtype):
     r = torch.full((1, 100_000), 1.0, dtype=dtype)  # its sum overflows float16 and stalls at 256 in bfloat16
     assert norm_per_image(r).dtype == torch.float32
     assert norm_per_image(r).item() == pytest.approx(100_000**0.5, rel=1e-4)
-
-
-def test_a_dot_product_is_per_image():
-    a, b = normal(2, 3, 4), normal(2, 3, 4, seed=1)
-    assert_close(dot_per_image(a, b), torch.einsum("bij,bij->b", a, b), **ROUNDING)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.01])
