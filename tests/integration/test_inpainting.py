@@ -50,7 +50,7 @@ def test_inversion_would_have_left_it_grey(faces_prior, hole):
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 5}, {"gamma": 0.5}, {"kernel": 5}, {"kernel_sigma": 2.0}, {"omega": 3.0}],
+    [{"steps": 5}, {"gamma": 0.5}, {"kernel": 5}, {"kernel_sigma": 0.5}, {"omega": 3.0}],
     ids=lambda change: next(iter(change)),
 )
 def test_each_of_the_talks_controls_changes_an_inpainting(change, faces_prior, hole):

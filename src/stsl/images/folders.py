@@ -40,7 +40,7 @@ def find(inputs: Sequence[str | Path], *, skip: Path | None = None) -> list[Sour
 
     Args:
         inputs: paths or globs; a path that exists is no glob, whatever signs are in it.
-        skip: a folder not to search, such as that of the results.
+        skip: a folder not to search, such as that of the results; a file named itself is taken from there, too.
 
     Raises:
         FileNotFoundError: an input does not exist, a glob matches nothing, or a folder has no photo.
@@ -52,7 +52,8 @@ def find(inputs: Sequence[str | Path], *, skip: Path | None = None) -> list[Sour
     skipped = None if skip is None else skip.resolve()
     sources: dict[Path, Source] = {}
     for given in inputs:
-        found = [source for source in _expand(Path(given)) if not _is_below(source.path, skipped)]
+        named = Path(given).is_file()
+        found = [source for source in _expand(Path(given)) if named or not _is_below(source.path, skipped)]
         if not found:
             raise FileNotFoundError(f"{given} holds no photo: looked for {', '.join([*FORMATS, MEASUREMENT])}")
         for source in found:
