@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from faces import read_faces
-from scores import QUALITY, Scores
+from scores import Scores
 
 from stsl import GMLDPS, LDPS, PSLD, STSL, Restorer, Sampler, load_prior, operators, tasks
 
@@ -56,8 +56,9 @@ def main() -> None:
         for task in args.tasks.split(","):
             if not scores.has(task=task, method=method):
                 restore(scores, method, task, prior, x, ids, colour, args.batch)
-    columns = {"task": ("task",), "method": ("method",)} | QUALITY
-    print(scores.markdown(columns | {"evaluations": ("unet_samples",), "seconds": ("seconds",)}))
+    wanted = args.tasks.split(",")
+    for columns in (("lpips_alex", "psnr", "residual"), ("lpips_vgg", "ssim", "seconds")):
+        print(scores.markdown("method", wanted, columns), end="\n\n")
 
 
 def restore(scores, method, task, prior, x, ids, colour, batch) -> None:  # type: ignore[no-untyped-def]

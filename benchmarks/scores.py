@@ -1,7 +1,7 @@
 """A table that grows row by row in a CSV file, so that a stopped measurement goes on where it was."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -54,18 +54,30 @@ class Scores:
             writer.writerows(self.rows)
         print(*row.values(), sep="  ", flush=True)
 
-    def markdown(self, columns: Mapping[str, tuple[str, ...]]) -> str:
-        """The rows as a Markdown table: header -> the columns whose values it joins with a slash."""
-        lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        for row in self.rows:
-            lines.append("| " + " | ".join(" / ".join(row.get(c, "") for c in cs) for cs in columns.values()) + " |")
+    def markdown(self, name: str, tasks: Sequence[str], columns: Sequence[str]) -> str:
+        """A Markdown table with one row per `name` and the columns of each task side by side; colour / grey."""
+        heads = [name, "evaluations", *(f"{task}: {SHORT[column]}" for task in tasks for column in columns)]
+        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for label in dict.fromkeys(row[name] for row in self.rows):
+            rows = {row["task"]: row for row in self.rows if row[name] == label}
+            cells = [_cell(rows[task], column) if task in rows else "" for task in tasks for column in columns]
+            evaluations = next(iter(rows.values())).get("unet_samples", "")
+            lines.append("| " + " | ".join([label, evaluations, *cells]) + " |")
         return "\n".join(lines)
 
 
-QUALITY = {
-    "LPIPS-Alex": ("lpips_alex_colour", "lpips_alex_grey"),
-    "LPIPS-VGG": ("lpips_vgg_colour", "lpips_vgg_grey"),
-    "PSNR": ("psnr_colour", "psnr_grey"),
-    "SSIM": ("ssim_colour", "ssim_grey"),
-    "residual": ("residual",),
+SHORT = {
+    "lpips_alex": "LPIPS-Alex",
+    "lpips_vgg": "LPIPS-VGG",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "residual": "residual",
+    "seconds": "seconds",
 }
+
+
+def _cell(row: Mapping[str, str], column: str) -> str:
+    digits = {"psnr": 1, "residual": 4, "seconds": 0}.get(column, 3)
+    keys = [f"{column}_colour", f"{column}_grey"] if f"{column}_colour" in row else [column]
+    values = [row.get(key) or "nan" for key in keys]
+    return " / ".join(f"{float(value):.{digits}f}" for value in values)

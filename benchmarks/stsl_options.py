@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from faces import read_faces
-from scores import QUALITY, Scores
+from scores import Scores
 
 from stsl import STSL, Restorer, load_prior, tasks
 from stsl.loop import Diverged
@@ -64,6 +64,9 @@ CHEAP = {
         (30, 5, 0.02, True),
         (20, 3, 0.03, True),
         (20, 5, 0.03, True),
+        (30, 5, 0.03, True),
+        (30, 5, 0.04, True),
+        (20, 5, 0.04, True),
     ]
 }
 
@@ -87,7 +90,7 @@ def main() -> None:
     for label in sorted(READINGS, key=lambda label: mean_lpips(scores, label))[:2]:
         for task in wanted:
             measure(scores, prior, f"{label}, T=50", replace(READINGS[label], steps=50), task, x, ids, colour)
-    print(scores.markdown({"setting": ("option",), "task": ("task",)} | QUALITY | {"evaluations": ("unet_samples",)}))
+    print(scores.markdown("option", wanted, ("lpips_alex", "psnr", "residual")))
 
 
 def mean_lpips(scores: Scores, label: str) -> float:

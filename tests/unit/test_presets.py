@@ -100,6 +100,24 @@ def test_a_preset_of_gmldps_is_its_row(row):
     assert chosen(GMLDPS, name).settings() == {"steps": steps, "omega": omega, "gamma": gamma}
 
 
+# Evidence of all: measured on validation faces, docs/methods.md ("ours").
+OURS_TABLE = [
+    (STSL, "balanced", {"steps": 30, "inner_steps": 5, "probes": 0, "eta": 0.0, "lr": 0.03, "reuse_last": True}),
+    (STSL, "fast", {"steps": 20, "inner_steps": 3, "probes": 0, "eta": 0.0, "lr": 0.03, "reuse_last": True}),
+    (PSLD, "balanced", {"steps": 250, "omega": 1.0, "gamma": 0.1, "kernel": 0}),
+    (PSLD, "fast", {"steps": 60, "omega": 3.0, "gamma": 0.3, "kernel": 0}),
+    (LDPS, "balanced", {"steps": 250, "omega": 1.0}),
+    (LDPS, "fast", {"steps": 60, "omega": 3.0}),
+    (GMLDPS, "balanced", {"steps": 250, "omega": 1.0, "gamma": 0.1}),
+    (GMLDPS, "fast", {"steps": 60, "omega": 3.0, "gamma": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "settings"), OURS_TABLE)
+def test_a_preset_of_our_own_is_its_row(method, name, settings):
+    assert method.preset(name) == method(**settings)
+
+
 def test_presets_that_no_paper_has_are_known_to_be_ours():
     """A preset in neither table nor this set was added without evidence."""
     ours = {"balanced", "fast"}

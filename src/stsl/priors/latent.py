@@ -124,7 +124,7 @@ class LatentPrior(Prior):
         # One text at a time, each once: an embedding depends on its text alone, never on the batch.
         known = {text: self._embed(text) for text in dict.fromkeys([*prompts, negative])}
         positive = torch.cat([known[text] for text in prompts])
-        return Condition(positive, known[negative].expand_as(positive), scale)
+        return Condition(positive, known[negative].repeat(len(prompts), 1, 1), scale)
 
     @property
     def empty(self) -> Condition:

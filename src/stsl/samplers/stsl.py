@@ -79,7 +79,7 @@ class STSL(Sampler):
         "III": {"init": "gaussian", "steps": 200},
         "IV": {"init": "noise", "steps": 200},
         "V": {"init": "noise", "steps": 1000, "inner_steps": 2},
-        "balanced": {"steps": 30, "eta": 0.0, "probes": 0, "lr": 0.02, "reuse_last": True},
+        "balanced": {"steps": 30, "eta": 0.0, "probes": 0, "lr": 0.03, "reuse_last": True},
         "fast": {"steps": 20, "inner_steps": 3, "eta": 0.0, "probes": 0, "lr": 0.03, "reuse_last": True},
     }
 
