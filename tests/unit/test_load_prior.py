@@ -665,13 +665,13 @@ def test_a_missing_shard_is_named(shards):
 def test_a_config_cannot_make_stsl_fill_the_memory(name, entries, folder):
     resource = pytest.importorskip("resource")
     importlib.import_module("stsl.priors.latent")
-    peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     change(folder / name, **entries)
     with pytest.raises(ValueError, match=r"config.json"):
         load_prior(folder)
     # What is asked for would take from gigabytes to exabytes, or hours.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # in kilobytes
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(
