@@ -56,8 +56,8 @@ class Corruption:
                 f"say in one way how the photo was corrupted, not in {len(given)}: --task NAME, --mask FILE, "
                 "--kernel FILE or --operator FILE; `stsl list tasks` has the names"
             )
-        if self.noise is not None and not 0 <= self.noise <= 1:
-            raise ValueError(f"noise {self.noise} is no standard deviation on [0, 1]; 3 grey levels of 255 are 0.012")
+        if self.noise is not None:
+            tasks.check_noise(self.noise)
         if self.task is not None and tasks.is_random(self.task):
             raise ValueError(
                 f"{tasks.parse(self.task).name} draws its mask or kernel at random, and yours is another one: give it "

@@ -142,8 +142,8 @@ def test_an_unknown_preset_suggests_the_nearest():
         STSL.preset("biassed")
     with pytest.raises(ValueError, match=r"PSLD has no preset 'sd15_box', did you mean 'sd15-box'"):
         PSLD.preset("sd15_box")
-    with pytest.raises(ValueError, match=r"LDPS has no preset '12345'; there are sd15"):
-        LDPS.preset("12345")
+    with pytest.raises(ValueError, match=r"LDPS has no preset 'wwww'; there are sd15"):
+        LDPS.preset("wwww")
 
 
 def test_an_unknown_choice_suggests_the_nearest():

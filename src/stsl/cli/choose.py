@@ -1,13 +1,14 @@
 """From words on the command line to samplers and operators."""
 
 import dataclasses
-import difflib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from stsl.options import nearest
 
 if TYPE_CHECKING:
     from stsl.samplers import Sampler
@@ -52,9 +53,8 @@ def _sampler_class(name: str) -> "type[Sampler]":
         if not (isinstance(found, type) and issubclass(found, Sampler)):
             raise TypeError(f"--sampler {name}: needs a subclass of stsl.Sampler")
         return found
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), SAMPLERS, 1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown sampler {name!r};{hint} there are {', '.join(SAMPLERS)}, or file.py:Class")
+    meant = nearest(name.lower().replace("-", "_"), SAMPLERS)
+    raise ValueError(f"unknown sampler {name!r}{meant}; there are {', '.join(SAMPLERS)}, or file.py:Class")
 
 
 def _changes(sampler: "Sampler", sets: Sequence[str]) -> dict[str, Any]:
@@ -63,9 +63,8 @@ def _changes(sampler: "Sampler", sets: Sequence[str]) -> dict[str, Any]:
     for item in sets:
         key, equals, text = item.partition("=")
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f" did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{type(sampler).__name__} has no field {key!r};{hint} it has {', '.join(fields)}")
+            owner = type(sampler).__name__
+            raise ValueError(f"{owner} has no field {key!r}{nearest(key, fields)}; it has {', '.join(fields)}")
         if not equals:
             raise ValueError(f"--set {item}: needs a value, as in --set {key}={fields[key].default}")
         changes[key] = _read(key, text, type(fields[key].default))
@@ -96,8 +95,7 @@ def load_attribute(reference: str, option: str) -> Any:
         raise FileNotFoundError(f"{option} {reference}: there is no file {file}")
     module = _run_file(path, option)
     if attribute not in vars(module):
-        near = difflib.get_close_matches(attribute, vars(module), 1)
-        raise ValueError(f"{option}: {file} has no {attribute!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        raise ValueError(f"{option}: {file} has no {attribute!r}{nearest(attribute, vars(module))}")
     return vars(module)[attribute]
 
 

@@ -1,6 +1,5 @@
 """From a name, a folder or a hub id to a prior."""
 
-import difflib
 import logging
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Literal
 import torch
 
 from stsl.files import sha256
+from stsl.options import nearest
 from stsl.priors.base import Precision, Prior
 from stsl.priors.folder import CONFIGS, VARIANTS, WEIGHTS, Folder, weight_names
 from stsl.priors.precision import pick_device, pick_precision
@@ -84,9 +84,8 @@ def _find(name: str | Path, revision: str | None, offline: bool) -> tuple[Path, 
         folder = _download(text, revision, offline)
         return folder, text, folder.name  # the cache calls a snapshot by its commit
     else:
-        near = difflib.get_close_matches(text, builtin_names(), 1)
         raise FileNotFoundError(
-            f"no prior {text!r}{f'; did you mean {near[0]!r}?' if near else '.'} Give a built-in one "
+            f"no prior {text!r}{nearest(text, builtin_names())}; give a built-in one "
             f"({', '.join(builtin_names())}), the path of a diffusers folder, or a hub id such as "
             "stable-diffusion-v1-5/stable-diffusion-v1-5"
         )

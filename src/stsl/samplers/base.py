@@ -1,7 +1,6 @@
 """What a sampler is: hyper-parameters, a plan of levels, a beginning, and one step."""
 
 import dataclasses
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from deepinv.physics import DecomposablePhysics, Inpainting, LinearPhysics
 
+from stsl.options import nearest
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.schedule import Plan, Schedule
@@ -108,11 +108,8 @@ class Sampler(ABC):
             ValueError: unknown name; the nearest one is suggested.
         """
         if name not in cls.presets:
-            near = difflib.get_close_matches(name, cls.presets, 1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"{cls.__name__} has no preset {name!r}{hint}; there are {', '.join(cls.presets) or 'none'}"
-            )
+            there = ", ".join(cls.presets) or "none"
+            raise ValueError(f"{cls.__name__} has no preset {name!r}{nearest(name, cls.presets)}; there are {there}")
         chosen = cls.presets[name]
         if "" in chosen:
             chosen = chosen.get(task or "", chosen[""])
@@ -135,8 +132,7 @@ def _validate(owner: str, knob: "dataclasses.Field[Any]", value: Any) -> None:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{where}: needs {kind.__name__}")
     if choices is not None and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1)
-        raise ValueError(f"{where}: choose one of {', '.join(choices)}{f'; did you mean {near[0]!r}?' if near else ''}")
+        raise ValueError(f"{where}{nearest(str(value), choices)}; choose one of {', '.join(choices)}")
     if isinstance(value, int | float) and not (
         math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
     ):
