@@ -34,6 +34,7 @@ def demo(
     Example: `stsl demo --out demo`
     """
     from stsl import images
+    from stsl.cli.estimate import predict_seconds
     from stsl.priors.load import load_prior
     from stsl.samplers import PSLD, STSL
 
@@ -142,16 +143,3 @@ def _cell(column: str, value: Any) -> object:
     if isinstance(value, float):
         return f"{value:.{ {'psnr': 2, 'seconds': 0, 'unet_samples': 0}.get(column, 3) }f}"
     return value
-
-
-def predict_seconds(prior: "Prior", sampler: "Sampler", truth: "Image") -> float:
-    """How long a run will take, from the time of its first two steps (the first one warms up)."""
-    from stsl import tasks
-    from stsl.restorer import Restorer
-
-    y, physics = tasks.measure("denoise", truth, noise=NOISE, ids=("probe",))
-    run = Restorer(prior, sampler).frames(y.to(prior.device), physics.to(prior.device))
-    next(run)
-    warm = run.cost.seconds
-    frame = next(run)
-    return warm + (run.cost.seconds - warm) * (frame.total - 1)

@@ -1,10 +1,15 @@
 """`stsl estimate`: how long, and how much memory."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stsl.cli.console import as_json, as_table
+
+if TYPE_CHECKING:
+    from stsl.priors.base import Prior
+    from stsl.samplers import Sampler
+    from stsl.shapes import Image
 
 
 def estimate(
@@ -26,7 +31,6 @@ def estimate(
     import torch
 
     from stsl.cli.choose import choose_sampler
-    from stsl.cli.demo import predict_seconds
     from stsl.priors.load import load_prior
 
     method = choose_sampler(sampler, preset, set or [], fast=fast)
@@ -49,6 +53,19 @@ def estimate(
         as_json(row)
     else:
         as_table(f"{images} image(s), one at a time", list(row), [list(row.values())])
+
+
+def predict_seconds(prior: "Prior", sampler: "Sampler", truth: "Image") -> float:
+    """How long a run will take, from the time of its first two steps (the first one warms up)."""
+    from stsl import tasks
+    from stsl.restorer import Restorer
+
+    y, physics = tasks.measure("denoise", truth, noise=0.005, ids=("probe",))
+    run = Restorer(prior, sampler).frames(y.to(prior.device), physics.to(prior.device))
+    next(run)
+    warm = run.cost.seconds
+    frame = next(run)
+    return warm + (run.cost.seconds - warm) * (frame.total - 1)
 
 
 def _peak_bytes(device: Any) -> int:
