@@ -1,7 +1,6 @@
 """What a run costs: network evaluations forward and backward, and seconds."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +71,7 @@ class Metered(Prior):
             def counted(_: Tensor) -> None:
                 setattr(cost, what, getattr(cost, what) + rows)
 
-            hook: Callable[[Tensor], None] = counted
-            out.register_hook(hook)
+            out.register_hook(counted)
         return out
 
     def clip(self, z0: Latent) -> Latent:

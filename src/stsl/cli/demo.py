@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stsl.cli.console import as_json, as_table, say, watch
+from stsl.cli.shared import Device, Offline, PrecisionName, PriorName
 
 if TYPE_CHECKING:
     from stsl.priors.base import Prior
@@ -22,10 +23,10 @@ PATIENCE_SECONDS = 240.0
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and run.json.")] = Path("demo"),
     fast: Annotated[bool, typer.Option("--fast", help="Fast presets for all tasks.")] = False,
-    prior: Annotated[str, typer.Option(help="Built-in prior, diffusers folder or hub id.")] = "faces-128",
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is when left out.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    prior: PriorName = "faces-128",
+    device: Device = None,
+    precision: PrecisionName = "auto",
+    offline: Offline = False,
     seed: Annotated[int, typer.Option(help="Seed of all noise.", min=0)] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stsl.cli.console import as_json, as_table
+from stsl.cli.shared import Device, Offline, PrecisionName, PriorName
 
 if TYPE_CHECKING:
     from stsl.priors.base import Prior
@@ -17,11 +18,11 @@ def estimate(
     preset: Annotated[str | None, typer.Option(help="Named setting of the sampler.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="The preset fast.")] = False,
     set: Annotated[list[str] | None, typer.Option("--set", help="key=value of a field; may be repeated.")] = None,
-    prior: Annotated[str, typer.Option(help="Built-in prior, diffusers folder or hub id.")] = "faces-128",
+    prior: PriorName = "faces-128",
     images: Annotated[int, typer.Option(help="How many photos there are.", min=1)] = 1,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is when left out.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    device: Device = None,
+    precision: PrecisionName = "auto",
+    offline: Offline = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate time and memory of a restoration by running two of its steps.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stsl.cli.console import as_json, as_table, complain, say, watch
+from stsl.cli.shared import Device, Offline, PrecisionName, PriorName
 
 if TYPE_CHECKING:
     from stsl.photos import Corruption, Job
@@ -22,7 +23,7 @@ def restore(
     preset: Annotated[str | None, typer.Option(help="Named setting; balanced when left out.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="The preset fast.")] = False,
     set: Annotated[list[str] | None, typer.Option("--set", help="key=value of a field; may be repeated.")] = None,
-    prior: Annotated[str, typer.Option(help="Built-in prior, diffusers folder or hub id.")] = "faces-128",
+    prior: PriorName = "faces-128",
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What the photo shows; the empty text when left out.")] = None,
     samples: Annotated[int, typer.Option(help="Posterior samples; several give mean and std pictures.", min=1)] = 1,
@@ -32,9 +33,9 @@ def restore(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("restored"),
     resume: Annotated[bool, typer.Option("--resume", help="Skip photos that are done with these settings.")] = False,
     on_error: Annotated[str, typer.Option(help="skip a photo that fails, or stop.")] = "skip",
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is when left out.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    device: Device = None,
+    precision: PrecisionName = "auto",
+    offline: Offline = False,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Restore corrupted photos. INPUT is what you have: nothing is degraded.

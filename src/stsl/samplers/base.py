@@ -120,8 +120,8 @@ class Sampler(ABC):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
-        for knob_ in dataclasses.fields(self):  # type: ignore[arg-type]
-            _validate(type(self).__name__, knob_, getattr(self, knob_.name))
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            _validate(type(self).__name__, each, getattr(self, each.name))
 
 
 def _validate(owner: str, knob: "dataclasses.Field[Any]", value: Any) -> None:
