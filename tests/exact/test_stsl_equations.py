@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dense import ALPHA_BAR, HandAdam, HandSTSL, Tape, apply, level
+from dense import ALPHA_BAR, HandAdam, HandSTSL, Tape, apply, ddpm, level
 from torch.testing import assert_close
 
 from stsl.loop import iterate
@@ -245,3 +245,37 @@ def test_no_probes_are_the_same_as_eta_0(make):
         for sampler in (STSL(eta=0.0, steps=10), STSL(probes=0, steps=10))
     ]
     assert torch.equal(*images)
+
+
+# --- sampling in place of optimising
+
+
+def test_a_calibrated_step_is_langevin_and_ddpm_with_the_likelihoods_own_weight(make):
+    problem, dense = make("superresolution", components=2)
+    problem = replace(problem, sigma_y=0.3)
+    z = torch.randn(2, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    gain, (t, t_next), tape = torch.tensor([0.7, 1.3], dtype=torch.float64), (481, 471), Tape()
+    state = State(z, clean=z, memory=Memory(level=3, gain=gain))
+    ours = STSL.preset("calibrated").step(problem, state, t, t_next, tape)
+    moved, last = tape.replay()
+
+    scale, sigma = level(t)
+    unsure = problem.sigma_y**2 + gain[:, None] * sigma**2
+
+    def guidance(z):
+        return dense.data_gradient(z, t, "sqnorm") / (2 * unsure)
+
+    z, length = z.flatten(1), 0.3 * sigma**2
+    z = z + length / 2 * (dense.latents.score(z, t) - guidance(z)) + length**0.5 * moved
+    eps = dense.eps(z, t) + sigma * guidance(z)
+    mean, std = ddpm(z, (z - sigma * eps) / scale, t, t_next)
+    assert_close(ours.z.flatten(1), mean + std * last, **EXACT)
+
+
+@pytest.mark.parametrize("operator", ["inpainting", "superresolution", "blur"])
+def test_the_gain_of_an_operator_is_its_largest_singular_value_squared(make, operator):
+    problem, dense = make(operator)
+    gain = STSL.preset("calibrated").begin(replace(problem, sigma_y=0.3), Tape()).memory.gain
+    largest = torch.linalg.matrix_norm(dense.operator, 2).square().expand(2)
+    assert (gain <= largest * (1 + 1e-9)).all()
+    assert_close(gain, largest, rtol=0.05, atol=0)  # the power method comes from below

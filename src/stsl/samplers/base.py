@@ -7,13 +7,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from deepinv.physics import DecomposablePhysics, Inpainting, LinearPhysics
+from deepinv.physics import Inpainting, LinearPhysics
 
 from stsl.options import nearest
+from stsl.priors.base import Prior
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.schedule import Plan, Schedule
 from stsl.shapes import Latent, PerImage
+from stsl.solvers import has_spectrum
+
+# Tasks of a kind, as keys of presets; "mask" and "kernel" stand for a user's own.
+INPAINTING = "random_inpaint box_inpaint freeform_inpaint mask"
+BLURS = "gaussian_blur motion_blur kernel"
+SUPERRESOLUTION = "sr4 sr8"
+# What `Sampler.requires` may hold, as an error message says it.
+NEEDS = {
+    "differentiable": "an operator that can be differentiated",
+    "linear": "a linear operator",
+    "adjoint": "its adjoint",
+    "prox": "its proximal step",
+    "svd": "its singular values",
+    "mask": "a mask",
+    "text": "a text encoder",
+    "sigma_y": "a known noise level (the `sigma` of the operator's noise model)",
+    "pixels": "a prior on pixels",
+}
 
 
 def knob(
@@ -53,11 +72,11 @@ class Sampler(ABC):
 
     Attributes:
         requires: what the operator or prior must offer, of {"differentiable", "linear", "adjoint", "prox", "svd",
-            "mask", "text"}.
-        presets: named settings: name -> fields that differ from the defaults; or name -> {task -> fields}, where ""
-            is any other task.
+            "mask", "text", "sigma_y"}.
+        presets: named settings: name -> fields that differ from the defaults; or name -> {tasks -> fields}, where
+            tasks are names with blanks between them, and "" holds the fields of every task.
         source: paper, arXiv id, algorithm or equation.
-        family: "latent", "pixel" or "any": the priors the method is meant for.
+        family: "latent", "pixel" or "any": the priors the method is meant for. A pixel method takes no other prior.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"differentiable"})
@@ -85,24 +104,43 @@ class Sampler(ABC):
         """Network evaluations as the paper counts them."""
         return self.steps
 
+    def space(self, prior: Prior) -> Prior:
+        """The prior whose latents are the iterates: the given one, unless a method works on its images instead."""
+        return prior
+
+    @classmethod
+    def needs(cls) -> frozenset[str]:
+        """Everything a problem must offer: `requires`, and pixels where the method works on them."""
+        return cls.requires | ({"pixels"} if cls.family == "pixel" else set())
+
     def check(self, problem: Problem) -> None:
         """Refuse a problem this method cannot serve, before the first network call.
 
         Raises:
-            TypeError: the operator or the prior lacks something of `requires`.
+            TypeError: the operator or the prior lacks something the method needs; the message names the registered
+                methods that would do.
         """
-        missing = self.requires - capabilities(problem)
+        offered = capabilities(problem)
+        missing = self.needs() - offered
         if missing:
-            name = type(self).__name__
+            from stsl.samplers import SAMPLERS  # not above: that module imports this one
+
+            physics, prior = type(problem.physics).__name__, problem.prior
+            lacks = ", ".join(f"{NEEDS[what]} ({what})" for what in sorted(missing))
+            others = ", ".join(cls.__name__ for cls in SAMPLERS.values() if cls.needs() <= offered)
             raise TypeError(
-                f"{name} needs an operator or prior with: {', '.join(sorted(self.requires))}; "
-                f"{type(problem.physics).__name__} with prior {problem.prior.name!r} lacks "
-                f"{', '.join(sorted(missing))}. LDPS takes any differentiable operator"
+                f"{type(self).__name__} needs {lacks}, which {physics} with the {prior.family} prior {prior.name!r} "
+                f"does not offer. These methods take both: {others or 'none'}"
+                + (". A prior on pixels is a folder with a diffusers UNet2DModel" if "pixels" in missing else "")
             )
 
     @classmethod
     def preset(cls, name: str, task: str | None = None) -> Self:
         """A named setting, for one task where the setting depends on it.
+
+        Args:
+            name: one of `presets`.
+            task: a task, with or without its options, or "mask" or "kernel"; None takes what holds for every task.
 
         Raises:
             ValueError: unknown name; the nearest one is suggested.
@@ -112,7 +150,9 @@ class Sampler(ABC):
             raise ValueError(f"{cls.__name__} has no preset {name!r}{nearest(name, cls.presets)}; there are {there}")
         chosen = cls.presets[name]
         if "" in chosen:
-            chosen = chosen.get(task or "", chosen[""])
+            kind = (task or "").partition(":")[0]
+            special = (fields for tasks, fields in chosen.items() if kind and kind in tasks.split())
+            chosen = chosen[""] | next(special, {})
         return cls(**chosen)
 
     def settings(self) -> dict[str, Any]:
@@ -144,10 +184,14 @@ def capabilities(problem: Problem) -> frozenset[str]:
     physics, can = problem.physics, {"differentiable"}
     if isinstance(physics, LinearPhysics):
         can |= {"linear", "adjoint", "prox"}
-    if isinstance(physics, DecomposablePhysics):
+    if has_spectrum(physics):
         can |= {"svd"}
     if isinstance(physics, Inpainting):
         can |= {"mask"}
+    if problem.sigma_y is not None:
+        can |= {"sigma_y"}
     if problem.prior.has_text:
         can |= {"text"}
+    if problem.prior.family == "pixel":
+        can |= {"pixels"}
     return frozenset(can)

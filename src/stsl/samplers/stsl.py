@@ -1,21 +1,24 @@
 """The second-order Tweedie sampler from a surrogate loss."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
 import torch
+from deepinv.physics import Inpainting
 from torch import Tensor
 
 from stsl.numerics import Adam, gradient, norm_per_image, trace_estimate
 from stsl.operators import Adjoint
+from stsl.perceptual.contrastive import ContrastiveLoss, load_contrastive
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler, State, knob
+from stsl.samplers.prompt import Prompt
 from stsl.schedule import Plan, Schedule
-from stsl.shapes import Latent, PerImage
+from stsl.shapes import Latent, Measurement, PerImage
 
 log = logging.getLogger("stsl")
 
@@ -25,8 +28,11 @@ COMPARE_EVERY = 5
 WIDE_HOLE = 1 / 8
 # Adam steps and their length for the initialisation of the paper's footnote 2.
 FIT_STEPS, FIT_LR = 100, 0.05
+# Enough for the norm of a blur to some per cent; it only has to be of the right size.
+POWER_STEPS = 20
 
-_UNTIL_A_VIT = {"nu": 2.0}
+# L_ViT(y, ·) per image.
+Contrast = Callable[[Measurement], PerImage]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,9 @@ class Memory:
     adam: Adam = field(default_factory=Adam)
     level: int = 0
     forward: Mapping[int, Latent] = field(default_factory=dict)
+    contrast: Contrast | None = None
+    prompt: Prompt | None = None
+    gain: PerImage | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class STSL(Sampler):
 
     with s = ∇ log p_t, d the number of latent coordinates and εₙ ~ N(0, I); then one step of the reverse process. The
     second term estimates the trace of the Hessian of log p_t, which is, up to constants, the spread of z₀ given z_t.
+    The third is `stsl.perceptual.ContrastiveLoss`; with ν = 0 no ViT is needed.
 
     Source: Rout et al. 2024, arXiv:2312.00852, Algorithm 1, section 3.2 and appendix B.1.
 
@@ -58,13 +68,23 @@ class STSL(Sampler):
       image with a hole wider than 1/8 of its side. The printed recursion ("printed") multiplies its noise up.
     - `reverse="ddim"`: the printed DDPM mean without noise ("ddpm_mean") contracts towards the prior's mean.
     - Adam restarts at every level, because the loss of the next level is another one.
+
+    The preset "calibrated" samples where the paper optimises, which keeps the spread of the posterior
+    (docs/exactness.md): with `refine="langevin"` a refinement is z ← z + (δ/2)(s(z) − ∇L(z)) + √δ ξ, δ = lr σ_t², and
+    the outer step takes ε + σ_t ∇L(z) for the noise; with `meas_loss="gaussian"` the first term of L is
+    λ ‖y − A(D(ẑ₀))‖² / 2(σ_y² + g σ_t²), the likelihood's own weight, with σ_t² the variance of z₀ given z_t under a
+    prior of unit variance (Song et al. 2023, "Pseudoinverse-guided diffusion models") and g = ‖A‖². Our addition: the
+    paper has none of it.
+
+    `prompt_steps` > 0 tunes the prompt at every level before the latent is refined, as P2L does: the paper names it as
+    future work (section 6) and gives no numbers; where in the level, and the step length, are our decisions.
     """
 
     source = "Rout et al. 2024, arXiv:2312.00852, Algorithm 1"
     requires = frozenset({"differentiable", "linear", "adjoint"})
     family = "latent"
     presets = {
-        "paper": _UNTIL_A_VIT,
+        "paper": {"nu": 2.0},
         "printed": {
             "init": "printed",
             "reverse": "ddpm_mean",
@@ -81,6 +101,18 @@ class STSL(Sampler):
         "V": {"init": "noise", "steps": 1000, "inner_steps": 2},
         "balanced": {"steps": 30, "eta": 0.0, "probes": 0, "lr": 0.03, "reuse_last": True},
         "fast": {"steps": 20, "inner_steps": 3, "eta": 0.0, "probes": 0, "lr": 0.03, "reuse_last": True},
+        "calibrated": {
+            "steps": 100,
+            "inner_steps": 1,
+            "probes": 0,
+            "eta": 0.0,
+            "lr": 0.3,
+            "lr_decay": 1.0,
+            "init": "noise",
+            "reverse": "ddpm",
+            "meas_loss": "gaussian",
+            "refine": "langevin",
+        },
     }
 
     steps: int = knob(50, "T: diffusion steps", low=1, high=1000)
@@ -103,7 +135,14 @@ class STSL(Sampler):
         choices=("ddim", "ddpm_mean", "ddpm"),
     )
     meas_loss: str = knob(
-        "norm", "measurement term: norm, its square, or its mean square", choices=("norm", "sqnorm", "mse")
+        "norm",
+        "measurement term: norm, its square, its mean square, or gaussian (the square with the likelihood's weight)",
+        choices=("norm", "sqnorm", "mse", "gaussian"),
+    )
+    refine: str = knob(
+        "descend",
+        "a refinement: descend the loss, or langevin (sample it together with the prior; lr in units of the noise)",
+        choices=("descend", "langevin"),
     )
     probe_scale: str = knob(
         "unit", "probe size: unit (the paper) or sigma (min(1, noise level))", choices=("unit", "sigma")
@@ -115,7 +154,11 @@ class STSL(Sampler):
     )
     adjoint: str = knob("paper", "A^T of the initialisation: the paper's, or exact", choices=("paper", "exact"))
     reuse_last: bool = knob(False, "take the outer step with the last refinement's prediction, one step stale")
-    vit: str = knob("", "ViT of the contrastive loss: a name, a folder or a hub id")
+    prompt_steps: int = knob(
+        0, "steps of Adam on the prompt per level, before the refinements; 0 leaves it", low=0, high=100
+    )
+    prompt_lr: float = knob(1e-4, "step length of Adam on the prompt", low=0.0, high=1.0)
+    vit: str = knob("", "ViT of the contrastive loss: a name, a folder or a hub id; empty is faces-vit")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,8 +170,9 @@ class STSL(Sampler):
 
     @property
     def nfe(self) -> int:
-        """T · K: the paper counts the refinements, not the outer steps, the inversion or the probes."""
-        return self.steps * max(self.inner_steps, 1)
+        """T · K: the paper counts the refinements, not the outer steps, the inversion or the probes; the steps on the
+        prompt, as P2L counts them, come on top."""
+        return self.steps * (max(self.inner_steps, 1) + self.prompt_steps)
 
     def plan(self, schedule: Schedule) -> Plan:
         down = schedule.descend(self.steps)
@@ -136,16 +180,47 @@ class STSL(Sampler):
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
-        if self.nu:
-            raise ValueError(
-                f"STSL: nu = {self.nu} needs a ViT for the contrastive loss, and this version ships none; "
-                'set nu to 0, or use the presets "balanced" or "fast"'
+        if self.prompt_steps and not problem.prior.has_text:
+            raise TypeError(
+                f"STSL: prompt_steps = {self.prompt_steps} tunes a prompt, and prior {problem.prior.name!r} has no "
+                "text: set prompt_steps to 0"
             )
+        if self.meas_loss == "gaussian" and problem.sigma_y is None:
+            raise TypeError(
+                'STSL: meas_loss="gaussian" weighs the measurement by its noise and needs a known noise level (the '
+                '`sigma` of the operator\'s noise model); meas_loss="norm" does not'
+            )
+        if self.nu:
+            if problem.y.ndim != 4 or problem.y.shape[1] != 3:
+                raise ValueError(
+                    f"STSL: nu = {self.nu} compares pictures, and this measurement has shape {tuple(problem.y.shape)}, "
+                    "not (B, 3, h, w): set nu to 0"
+                )
+            self._load_vit(problem)
+
+    def _load_vit(self, problem: Problem) -> ContrastiveLoss:
+        """The ViT of the contrastive loss; the second time it is the one of the first."""
+        try:
+            # Offline: a hub id is fetched when somebody says so, never in the middle of a restoration.
+            return load_contrastive(self.vit, device=problem.y.device, dtype=problem.prior.dtype, offline=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"STSL: nu = {self.nu} needs a ViT for the contrastive loss, and {error}. Without one set nu to 0, or "
+                'use the presets "balanced" or "fast"'
+            ) from error
+
+    def _contrast(self, problem: Problem) -> Contrast | None:
+        """L_ViT(y, ·) with the keys of y, which are computed here and never again."""
+        if not self.nu:
+            return None
+        vit = self._load_vit(problem)
+        return partial(vit.against, vit.keys(_picture(problem, problem.y)))
 
     def begin(self, problem: Problem, rng: Rng) -> State:
         z0 = problem.prior.encode(problem.start(cast(Adjoint, self.adjoint)))
+        gain = _gain(problem, rng) if self.meas_loss == "gaussian" else None
         if self.init in ("ddim", "printed"):
-            return State(z0, clean=z0, memory=Memory())
+            return State(z0, clean=z0, memory=Memory(contrast=self._contrast(problem), gain=gain))
         if self.init == "argmin":
             z0 = _fit(problem, z0)
         top = self.plan(problem.schedule)[0][0]
@@ -156,7 +231,7 @@ class STSL(Sampler):
                 "a hole is wider than 1/8 of the image: starting from noise, since the measurement would keep it grey"
             )
             z = torch.where(wide[:, None, None, None], noise, z)
-        return State(z, clean=z0, memory=Memory())
+        return State(z, clean=z0, memory=Memory(contrast=self._contrast(problem), gain=gain))
 
     def step(self, problem: Problem, state: State, t: int, t_next: int, rng: Rng) -> State:
         if t_next > t:
@@ -165,22 +240,38 @@ class STSL(Sampler):
         lr = self.lr * self.lr_decay**memory.level
         adam = memory.adam if self.adam_state == "persistent" else Adam()
         z, numbers = state.z, dict[str, PerImage]()
+        if self.prompt_steps:
+            prompt = memory.prompt or Prompt.of(problem)
+            prompt = prompt.tune(problem, z, t, self.prompt_steps, self.prompt_lr)
+            problem, memory = prompt.applied(problem), replace(memory, prompt=prompt)
+            numbers["prompt"] = prompt.moved()
         for k in range(self.inner_steps):
-            compare = self.has_trace and k == 0 and memory.level % COMPARE_EVERY == 0
+            ratios = self._ratios(memory) if k == 0 and memory.level % COMPARE_EVERY == 0 else ()
             probes = self._draw(z, rng, k)
-            surrogate = partial(self._surrogate, problem, t, probes, memory.forward.get(t), compare)
+            surrogate = partial(self._surrogate, problem, t, probes, memory, bool(ratios))
             grad, eps, r = gradient(surrogate, z)
-            if compare:
-                data, trace, *_ = grad
-                numbers["r2"] = trace.flatten(1).norm(dim=1) / norm_per_image(data)
+            if ratios:
+                data, *others = grad
+                for name, other in zip(ratios, others, strict=False):  # no ratio is taken of kappa's term, the last
+                    numbers[name] = other.flatten(1).norm(dim=1) / norm_per_image(data)
                 grad = grad.sum(0)
             numbers["residual"] = problem.rms(r)
+            if self.refine == "langevin":
+                length = lr * schedule.at(t)[1] ** 2
+                noise = rng.normal(z, draw=1 + (self.inner_steps + 1) * self.probes + k)
+                z = z + length / 2 * (schedule.score(eps, t) - grad) + length**0.5 * noise
+                continue
             if self.adam_state == "none":
                 direction = grad
             else:
                 adam, direction = adam.update(grad)
             z = z - lr * direction
-        if not (self.reuse_last and self.inner_steps):
+        if self.refine == "langevin":  # the reverse process of p(z_t | y), whose score is −ε/σ_t − ∇L
+            probes = self._draw(z, rng, self.inner_steps)
+            grad, eps, r = gradient(partial(self._surrogate, problem, t, probes, memory, False), z)
+            eps = eps + schedule.at(t)[1] * grad
+            numbers["residual"] = problem.rms(r)
+        elif not (self.reuse_last and self.inner_steps):
             eps = problem.epsilon(z, t)
         clean = schedule.clean(z, eps, t)
         if self.reverse == "ddpm_mean":
@@ -195,7 +286,7 @@ class STSL(Sampler):
         problem: Problem,
         t: int,
         probes: Tensor | None,
-        forward: Latent | None,
+        memory: Memory,
         compare: bool,
         z: Latent,
     ) -> tuple[PerImage | list[PerImage], Latent, Tensor]:
@@ -206,12 +297,20 @@ class STSL(Sampler):
         stack = z if probes is None else torch.cat([z, (z + delta * probes).flatten(0, 1)])
         eps, *moved = problem.epsilon(stack, t).split(z.shape[0])
         r = problem.residual(schedule.clean(z, eps, t))
-        terms = [self.lam * _measurement_loss(r, self.meas_loss)]
+        if memory.gain is not None:
+            assert problem.sigma_y is not None
+            unsure = problem.sigma_y**2 + memory.gain * schedule.at(t)[1] ** 2
+            terms = [self.lam * r.flatten(1).square().sum(1) / (2 * unsure)]
+        else:
+            terms = [self.lam * _measurement_loss(r, self.meas_loss)]
         if probes is not None:
             scores = torch.stack([schedule.score(other, t) for other in moved])
             trace = trace_estimate(probes, scores, schedule.score(eps, t), delta)
             terms.append(self.eta / z[0].numel() * trace)
-        if forward is not None:
+        if memory.contrast is not None:
+            x = _picture(problem, problem.y - r / 2)  # A(D(ẑ₀)), since r = 2 (y − A(D(ẑ₀)))
+            terms.append(self.nu / z[0].numel() * memory.contrast(x))
+        if (forward := memory.forward.get(t)) is not None:
             terms.append(self.kappa * (z - forward).flatten(1).square().sum(1))
         return terms if compare else sum(terms[1:], terms[0]), eps, r
 
@@ -219,6 +318,10 @@ class STSL(Sampler):
     def has_trace(self) -> bool:
         """Whether the second-order term is computed at all."""
         return self.eta > 0 and self.probes > 0
+
+    def _ratios(self, memory: Memory) -> tuple[str, ...]:
+        """Names of the terms whose gradients are compared with the measurement's, in the order of the terms."""
+        return ("r2",) * self.has_trace + ("rV",) * (memory.contrast is not None)
 
     def _draw(self, z: Latent, rng: Rng, k: int) -> Tensor | None:
         """The probes of one refinement, shape (N, B, C, h, w). Draw 0 of a step is the outer step's noise."""
@@ -253,6 +356,21 @@ def _measurement_loss(r: Tensor, kind: str) -> PerImage:
         return norm_per_image(r)
     squares = r.flatten(1).square()
     return squares.sum(1) if kind == "sqnorm" else squares.mean(1)
+
+
+def _gain(problem: Problem, rng: Rng) -> PerImage:
+    """‖A‖², the largest eigenvalue of AᵀA, by the power method; from below, and exact for a mask."""
+    u = rng.normal(problem.y.new_empty(problem.batch, *problem.prior.image_shape), draw=1)
+    for _ in range(POWER_STEPS):
+        u = problem.physics.A_adjoint(problem.physics.A(u))
+        size = u.flatten(1).norm(dim=1)
+        u = u / size.clamp(min=1e-12).reshape(-1, *[1] * (u.ndim - 1))
+    return size
+
+
+def _picture(problem: Problem, v: Measurement) -> Measurement:
+    """A measurement as the ViT sees it: the holes of an inpainting are mid-grey, the zero of the papers' scale."""
+    return torch.where(problem.physics.mask > 0, v, 0.5) if isinstance(problem.physics, Inpainting) else v
 
 
 def _fit(problem: Problem, z: Latent) -> Latent:
