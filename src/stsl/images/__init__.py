@@ -1,8 +1,8 @@
 """Photos as users have them: reading, writing, finding, fitting to a prior, showing. The one place that knows PIL."""
 
-from stsl.images.fitting import Fit, find_face, fit
+from stsl.images.fitting import Fit, cover, find_face, fit
 from stsl.images.folders import Source, find, outputs, safe_stem
-from stsl.images.reading import Photo, read, read_kernel, read_mask
+from stsl.images.reading import Photo, decode, read, read_kernel, read_mask
 from stsl.images.showing import astronaut_face, comparison
 from stsl.images.writing import encode_png, write
 
@@ -12,6 +12,8 @@ __all__ = [
     "Source",
     "astronaut_face",
     "comparison",
+    "cover",
+    "decode",
     "encode_png",
     "find",
     "find_face",

@@ -127,10 +127,7 @@ def fit(
         raise ValueError(f"unknown crop {crop!r}; there are {' and '.join(CROPS)}")
     if crop is not None and resize:
         raise ValueError(f"--crop {crop} takes a part of the photo and --resize all of it: choose one")
-    if known is not None and tuple(known.shape[-2:]) != photo.size:
-        raise ValueError(
-            f"the mask has {_pixels((known.shape[-2], known.shape[-1]))}, {photo.path} {_pixels(photo.size)}"
-        )
+    _check_mask(photo, known)
     if crop == "face":
         box = _around(find_face(photo), photo.size, size)
     elif crop == "mask":
@@ -142,9 +139,34 @@ def fit(
     else:
         raise ValueError(
             f"{photo.path} has {_pixels(photo.size)}, and {size[1]} x {size[0]} are needed: --crop face takes the "
-            "largest face, --crop mask a square around the mask's holes, --resize scales the whole photo"
+            "largest face, --crop mask a square around the mask's holes, --resize scales the whole photo, and --tiles "
+            "restores all of it at its own size"
         )
     return _fitted(photo, box, size, known)
+
+
+def cover(photo: Photo, size: tuple[int, int], *, known: Tensor | None = None) -> Fit:
+    """The whole photo at its own size, its right and lower edges mirrored to fill `size`.
+
+    Raises:
+        ValueError: the photo is larger; a mask of another size.
+    """
+    height, width = photo.size
+    if size[0] < height or size[1] < width:
+        raise ValueError(f"{photo.path} has {_pixels(photo.size)}, more than the {_pixels(size)} of the operator")
+    _check_mask(photo, known)
+    rows, columns = _mirrored(0, height, size[0]), _mirrored(0, width, size[1])
+    x, mask = (None if whole is None else whole[:, :, rows][:, :, :, columns] for whole in (photo.x, known))
+    assert x is not None
+    all_of_it = Box(0, 0, height, width)
+    return Fit(x=x, known=mask, photo=photo.x, photo_known=known, box=all_of_it, inner=all_of_it)
+
+
+def _check_mask(photo: Photo, known: Tensor | None) -> None:
+    if known is not None and tuple(known.shape[-2:]) != photo.size:
+        raise ValueError(
+            f"the mask has {_pixels((known.shape[-2], known.shape[-1]))}, {photo.path} {_pixels(photo.size)}"
+        )
 
 
 def _fitted(photo: Photo, box: Box, size: tuple[int, int], known: Tensor | None) -> Fit:

@@ -89,7 +89,15 @@ def read(path: str | Path, *, max_megapixels: float = 64) -> Photo:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a photo")
-    data = path.read_bytes()
+    return decode(path.read_bytes(), path, max_megapixels=max_megapixels)
+
+
+def decode(data: bytes, path: Path, *, max_megapixels: float = 64) -> Photo:
+    """Read a photo from the bytes of a file; `path` is what errors call it.
+
+    Raises:
+        ValueError: as in `read`.
+    """
     if not data:
         raise ValueError(f"{path} is empty (0 bytes): copy it again from where it came from")
     try:

@@ -38,13 +38,13 @@ def astronaut_face(size: int = 128) -> Image:
 
 
 def comparison(
-    rows: Sequence[Sequence[tuple[str, Image]]], *, inset: tuple[float, float, float, float] = EYES
+    rows: Sequence[Sequence[tuple[str, Image]]], *, inset: tuple[float, float, float, float] | None = EYES
 ) -> Image:
     """One picture of labelled images side by side, with a detail of each enlarged below it.
 
     Args:
         rows: per row (label, image of shape (1, 3, H, W)); rows may differ in length.
-        inset: the detail's top, left, height and width as parts of an image's sides.
+        inset: the detail's top, left, height and width as parts of an image's sides; None shows none.
 
     Returns:
         shape (1, 3, H, W), on white.
@@ -54,9 +54,9 @@ def comparison(
     """
     if not any(rows):
         raise ValueError("a comparison needs at least one image")
-    top, left, height, width = inset
+    top, left, height, width = inset or (0.0, 0.0, 0.0, 1.0)
     detail = round(PICTURE * height / width)
-    cell = (LABEL + PICTURE + 4 + detail, PICTURE)
+    cell = (LABEL + PICTURE + (4 + detail if inset else 0), PICTURE)
     columns = max(len(row) for row in rows)
     canvas = Picture.new(
         "RGB",
@@ -75,6 +75,8 @@ def comparison(
             draw.text((at_x, at_y + LABEL - 6), label, fill=INK, font=font, anchor="ls")
             at_y += LABEL
             canvas.paste(picture.resize((PICTURE, PICTURE), Picture.Resampling.BICUBIC), (at_x, at_y))
+            if inset is None:
+                continue
             box = [round(PICTURE * part) for part in (left, top, left + width, top + height)]
             draw.rectangle((at_x + box[0], at_y + box[1], at_x + box[2], at_y + box[3]), outline=FRAME)
             wide, high = picture.size

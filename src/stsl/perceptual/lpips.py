@@ -42,12 +42,8 @@ class LPIPS(nn.Module):
 
     def __init__(self, net: str = "vgg") -> None:
         super().__init__()
-        path = weights_path(net)
-        if not path.is_file():
-            raise FileNotFoundError(f"LPIPS needs the weights of {net} at {path}; get them once with: stsl fetch lpips")
         self.net = net
-        self.features = trunk(net)
-        self.features.load_state_dict(load_file(path), assign=True)
+        self.features = fetched(net)
         for index, head in enumerate(_heads(net)):
             self.register_buffer(f"head{index}", head, persistent=False)
         # The original's mean and std of natural images, for images in [-1, 1].
@@ -110,6 +106,20 @@ def weights_path(net: str) -> Path:
         hint = f"; did you mean {next(k for k, v in NETS.items() if close[0] in (k, v))!r}?" if close else ""
         raise ValueError(f"LPIPS knows the nets {', '.join(NETS)}, got {net!r}{hint}")
     return files.cache() / "lpips" / f"{NETS[net]}.safetensors"
+
+
+def fetched(net: str) -> nn.Sequential:
+    """The layers of `trunk` with the weights that were fetched.
+
+    Raises:
+        FileNotFoundError: they were not; the message says how to get them.
+    """
+    path = weights_path(net)
+    if not path.is_file():
+        raise FileNotFoundError(f"the weights of {net} are needed at {path}; get them once with: stsl fetch lpips")
+    features = trunk(net)
+    features.load_state_dict(load_file(path), assign=True)
+    return features
 
 
 def trunk(net: str) -> nn.Sequential:

@@ -1,0 +1,1 @@
+"""Training priors on a folder of pictures."""

@@ -1,0 +1,111 @@
+"""A small vision transformer that learns without labels: what the self-supervised tasks share."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
+
+from stsl.shapes import Image
+from stsl.training.export import SHARD, fresh, stored_as
+
+# ImageNet's, as DINO has them.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def backbone(size: int, patch: int = 8, width: int = 192, depth: int = 6, heads: int = 3) -> ViTModel:
+    """A ViT without weights.
+
+    Raises:
+        ValueError: patches do not tile the image, or heads not the width.
+    """
+    if size % patch or width % heads:
+        raise ValueError(f"patches of {patch} must tile {size} pixels, and {heads} heads a width of {width}")
+    config = ViTConfig(
+        image_size=size,
+        patch_size=patch,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return ViTModel(config, add_pooling_layer=False)
+
+
+def normalised(x: Image) -> Tensor:
+    """Images in [0, 1] with ImageNet's mean and standard deviation taken away."""
+    return (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)
+
+
+def crops(x: Image, scale: tuple[float, float], side: int, source: torch.Generator) -> Image:
+    """A random square of each image, of `scale` of its area, mirrored or not, resampled to `side` pixels."""
+    n = len(x)
+    low, high = scale
+    share = (low + (high - low) * torch.rand(n, generator=source)).sqrt()
+    centre = (2 * torch.rand(n, 2, generator=source) - 1) * (1 - share)[:, None]
+    sign = torch.where(torch.rand(n, generator=source) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = share * sign, share, centre
+    grid = F.affine_grid(theta, [n, x.shape[1], side, side], align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def coloured(x: Image, strength: float, source: torch.Generator) -> Image:
+    """Brightness, contrast and saturation of each image changed by a random factor in 1 ± strength."""
+    draws = 1 + strength * (2 * torch.rand(3, len(x), 1, 1, 1, generator=source) - 1)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * draws[0] + mean * draws[1]
+    grey = x.mean(1, keepdim=True)
+    return ((x - grey) * draws[2] + grey).clamp(0, 1)
+
+
+def save_vit(vit: ViTModel, folder: Path, dtype: torch.dtype) -> None:
+    """Write a ViT with the preprocessing it was trained for, in the layout of transformers."""
+    side = vit.config.image_size
+    steps = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
+    }
+    with fresh(folder) as place, stored_as({"vit": vit}, dtype):
+        vit.save_pretrained(place, max_shard_size=SHARD)
+        (place / "preprocessor_config.json").write_text(json.dumps(steps, indent=2) + "\n", encoding="utf-8")
+
+
+class Blocks(nn.Module):
+    """Plain transformer blocks, normalised before each sublayer."""
+
+    def __init__(self, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.blocks(tokens)
+
+
+def head(width: int, hidden: int, out: int) -> nn.Sequential:
+    """DINO's projection: three layers to a narrow vector of unit length, compared with prototypes outside."""
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
+    )
+
+
+def patches(x: Image, side: int) -> Tensor:
+    """Images cut into squares, shape (B, N, 3 side²)."""
+    return F.unfold(x, side, stride=side).transpose(1, 2)
+
+
+def momentum(step: int, steps: int, low: float) -> float:
+    """From `low` to 1 along a cosine."""
+    return 1 - (1 - low) * (math.cos(math.pi * min(1.0, step / steps)) + 1) / 2
