@@ -1,6 +1,7 @@
 """What a sampler may ask of a prior."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from stsl.schedule import Schedule
 from stsl.shapes import Image, Latent
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Prior(nn.Module, ABC):
         image_shape: (3, H, W) of an image.
         has_text: whether prompts change the prediction.
         family: "latent" or "pixel". Results of the two are never ranked together.
+        tiles: rows of the network that one row of latents costs; above 1 where an image is larger than the network.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Prior(nn.Module, ABC):
     image_shape: tuple[int, int, int]
     has_text: bool = False
     family: Literal["latent", "pixel"] = "latent"
+    tiles: int = 1
 
     @abstractmethod
     def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:
@@ -88,6 +91,26 @@ class Prior(nn.Module, ABC):
         """
         raise TypeError(f"prior {self.name!r} has no text encoder, so it cannot take the prompt {prompt!r}")
 
+    def for_step(self, left: int) -> "Prior":
+        """The prior that a step uses when `left` steps are left, itself among them.
+
+        This one, unless it has a cheaper autoencoder for the steps before the last ones.
+        """
+        return self
+
+    def lighten(self) -> str | None:
+        """Change, for good, to the next setting that takes less memory; say what changed, or None at the end."""
+        return None
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether networks compute in half precision."""
+        return False
+
+    def in_fp32(self) -> AbstractContextManager[None]:
+        """Compute in float32 inside the block: for a step that came out not finite in half precision."""
+        return nullcontext()
+
     @property
     def dtype(self) -> torch.dtype:
         """Precision of states and results; float32 or wider."""
@@ -108,6 +131,43 @@ class Prior(nn.Module, ABC):
             "has_text": self.has_text,
             "device": str(self.device),
         }
+
+
+class Wrapped(Prior):
+    """A prior around another one, which answers everything but noise, encoding and decoding."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+        self.name, self.schedule, self.has_text, self.family = prior.name, prior.schedule, prior.has_text, prior.family
+        self.latent_shape, self.image_shape, self.tiles = prior.latent_shape, prior.image_shape, prior.tiles
+
+    def clip(self, z0: Latent) -> Latent:
+        return self.prior.clip(z0)
+
+    def condition(self, prompt: str | list[str], *, negative: str = "", scale: float = 1.0) -> Condition:
+        return self.prior.condition(prompt, negative=negative, scale=scale)
+
+    def lighten(self) -> str | None:
+        return self.prior.lighten()
+
+    @property
+    def is_narrow(self) -> bool:
+        return self.prior.is_narrow
+
+    def in_fp32(self) -> AbstractContextManager[None]:
+        return self.prior.in_fp32()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.prior.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.device
+
+    def describe(self) -> dict[str, Any]:
+        return self.prior.describe()
 
 
 def noise_of(prediction: Tensor, z: Tensor, scale: float, sigma: float, kind: str) -> Tensor:

@@ -1,13 +1,15 @@
-"""Model folders in diffusers layout, read without trusting them.
+"""Model folders in the layouts of diffusers and transformers, read without trusting them.
 
 Nothing in a folder is run and nothing in it is believed: configs are plain JSON of which only the arguments of known
 classes are used, weights are safetensors, and a network is compared with its weights before memory is set aside for
 it. Links are followed, because the hub's cache is made of them; what they lead to is parsed like any other file.
 """
 
+import functools
 import inspect
 import json
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,6 +31,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel",),
+    "vit": ("ViTModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": (
         "DDIMScheduler",
@@ -64,9 +67,27 @@ TEXT_KEYS = (
     "eos_token_id",
     "pad_token_id",
 )
+VIT_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "vit": "model",
+}
+PRIOR = ("unet", "vae", "text_encoder")  # the networks of a prior, each in its folder; a ViT is a folder of its own
 VARIANTS = ("", ".fp16")  # the first one that is there is used
 TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -76,15 +97,16 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-# Everything stsl reads of a folder beside weights.
+# Everything stsl reads of a prior's folder beside weights, and of a ViT's.
 CONFIGS = (
     "model_index.json",
     "config.json",
     "scheduler_config.json",
     "scheduler/scheduler_config.json",
-    *(f"{part}/config.json" for part in WEIGHTS),
+    *(f"{part}/config.json" for part in PRIOR),
     *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
 )
+VIT_CONFIGS = ("config.json", "preprocessor_config.json")
 # What older files call tensors of today's networks.
 OLD_NAMES = {
     ".query.": ".to_q.",
@@ -93,6 +115,18 @@ OLD_NAMES = {
     ".proj_attn.": ".to_out.0.",
     "text_model.": "",
 }
+# The files of a ViT call its layers otherwise than the network does since transformers 5; each pair applies in turn.
+VIT_NAMES = {
+    "encoder.layer.": "layers.",
+    ".attention.attention.query.": ".attention.q_proj.",
+    ".attention.attention.key.": ".attention.k_proj.",
+    ".attention.attention.value.": ".attention.v_proj.",
+    ".attention.output.dense.": ".attention.o_proj.",
+    ".intermediate.dense.": ".mlp.fc1.",
+    ".output.dense.": ".mlp.fc2.",
+}
+# Tensors that stand in files and are needed nowhere: positions that count up, and the head of a ViT.
+NEEDLESS = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 MAX_BYTES = 1 << 25  # of one config or vocabulary; Stable Diffusion's largest has 2 MB
@@ -114,8 +148,12 @@ class Folder:
 
     def home(self, part: str) -> Path:
         """Where the files of a part are. The hub's first pixel models have UNet and scheduler in one folder."""
+        if part == "vit":
+            return self.path
         nested = self.path / part
         alone = part in ("unet", "scheduler") and (self.path / "scheduler_config.json").is_file()
+        # TAESD's repositories are an autoencoder and nothing else.
+        alone |= part == "vae" and not (self.path / "model_index.json").exists()
         return self.path if alone and not nested.is_dir() else nested
 
     def config(self, part: str) -> dict[str, Any]:
@@ -130,7 +168,22 @@ class Folder:
             _check_side(path, config)
         if part == "scheduler":
             _check_levels(path, config)
+        if part == "vit":
+            _check_patches(path, config)
         return config | {"_class_name": given}
+
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and std per channel that a ViT's pixels in [0, 1] are brought to 0 and 1 by."""
+        path = self.path / "preprocessor_config.json"
+        config = _json(path)
+        if config.get("do_normalize") is False:
+            return [0.0] * 3, [1.0] * 3
+        mean, std = config.get("image_mean", []), config.get("image_std", [])
+        if not _three_numbers(mean) or not _three_numbers(std) or min(std) <= 0:
+            raise ValueError(
+                f"{path}: image_mean is {mean!r} and image_std {std!r}; each is three numbers, a std above 0"
+            )
+        return [float(x) for x in mean], [float(x) for x in std]
 
     def check_index(self) -> None:
         """Refuse a model_index.json that names somebody's own classes. What is loaded never depends on it."""
@@ -179,7 +232,7 @@ class Folder:
         given = {today: name for name in where if (today := _name_of_today(name, expected))}
         if missing := sorted(expected.keys() - given.keys()):
             raise ValueError(f"the weights in {home} do not fit its config.json: {_few(missing)} missing")
-        if unused := sorted(name for name in where.keys() - given.values() if not name.endswith("position_ids")):
+        if unused := sorted(name for name in where.keys() - given.values() if not name.endswith(NEEDLESS)):
             log.warning("%s: %s not used, its config.json does not ask for it", home, _few(unused))
 
         state: dict[str, Tensor] = {}
@@ -284,7 +337,8 @@ def _bytes(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; a prior is a folder in diffusers layout: model_index.json, unet/, scheduler/, and for "
-            "a latent one vae/, text_encoder/, tokenizer/"
+            "a latent one vae/, text_encoder/, tokenizer/; a ViT is one in transformers layout: config.json, "
+            "model.safetensors, preprocessor_config.json"
         )
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes; stsl reads at most {MAX_BYTES}")
@@ -300,6 +354,14 @@ def _size(digits: str) -> int:
     if abs(number := int(digits)) > MAX_SIZE:
         raise ValueError(f"{digits} is no size of a network, at most {MAX_SIZE} is")
     return number
+
+
+def _three_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in value)
+    )
 
 
 def _content(token: Any) -> str:
@@ -332,12 +394,27 @@ def _check_levels(path: Path, scheduler: Mapping[str, Any]) -> None:
         )
 
 
+def _check_patches(path: Path, vit: Mapping[str, Any]) -> None:
+    size, patch = vit.get("image_size"), vit.get("patch_size")
+    if not (isinstance(size, int) and isinstance(patch, int) and 1 <= patch <= size <= MAX_SIDE) or size % patch:
+        raise ValueError(
+            f"{path}: image_size is {size!r} and patch_size {patch!r}; stsl needs the sides of square images and "
+            f"patches, the first a multiple of the second and at most {MAX_SIDE}"
+        )
+    if vit.get("num_channels", 3) != 3:
+        raise ValueError(f"{path}: num_channels is {vit['num_channels']!r}; stsl needs a ViT of RGB images")
+
+
 def _construct(config: Mapping[str, Any]) -> nn.Module:
     """A network of one of our classes, given the arguments of its constructor and nothing else of the config."""
     if config["_class_name"] == "CLIPTextModel":
         from transformers import CLIPTextConfig, CLIPTextModel
 
         return CLIPTextModel(CLIPTextConfig(**{key: config[key] for key in TEXT_KEYS if key in config}))
+    if config["_class_name"] == "ViTModel":
+        from transformers import ViTConfig, ViTModel
+
+        return ViTModel(ViTConfig(**{key: config[key] for key in VIT_KEYS if key in config}), add_pooling_layer=False)
 
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel, UNet2DModel
 
@@ -367,7 +444,8 @@ def _at_most(parameters: int) -> Iterator[None]:
 
 def _name_of_today(name: str, expected: Collection[str]) -> str | None:
     """What the tensor of a file is called in the network, None if nothing is called so."""
-    names = (name, f"text_model.{name}", *(name.replace(old, new) for old, new in OLD_NAMES.items()))
+    in_vit = functools.reduce(lambda name, pair: name.replace(*pair), VIT_NAMES.items(), name)
+    names = (name, f"text_model.{name}", in_vit, *(name.replace(old, new) for old, new in OLD_NAMES.items()))
     return next((name for name in names if name in expected), None)
 
 

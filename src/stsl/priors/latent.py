@@ -11,9 +11,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stsl.priors.base import Condition, Precision, Prior, noise_of
-from stsl.priors.precision import autocast, store
-from stsl.schedule import VariancePreserving
+from stsl.priors.base import Condition, Precision, noise_of
+from stsl.priors.network import NetworkPrior
+from stsl.priors.precision import attends_plainly, autocast
 from stsl.shapes import Image, Latent
 
 log = logging.getLogger("stsl")
@@ -23,7 +23,7 @@ UNET_EXTRAS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "e
 VAE_EXTRAS = ("latents_mean", "latents_std")
 
 
-class LatentPrior(Prior):
+class LatentPrior(NetworkPrior):
     """An autoencoder, a text-conditional UNet on its latents, and a CLIP text encoder.
 
     Stable Diffusion 1.x and 2.x (noise and v prediction), their fine-tunes, and small models of that layout.
@@ -37,6 +37,8 @@ class LatentPrior(Prior):
         name: what the prior is called in results.
         precision: what the networks compute with; states stay float32.
         commit: the hub's commit the networks came from, for the record.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+        compiled: run networks through `torch.compile`, at fixed shapes: the first call of each shape takes minutes.
 
     Raises:
         ValueError: parts that do not fit together.
@@ -53,6 +55,8 @@ class LatentPrior(Prior):
         name: str,
         precision: Precision = "fp32",
         commit: str | None = None,
+        checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         channels, size = vae.config.latent_channels, unet.config.sample_size
@@ -76,19 +80,15 @@ class LatentPrior(Prior):
                 f"encoder gives {text_encoder.config.hidden_size}"
             )
         self.unet, self.vae, self.text_encoder, self.tokenizer = unet, vae, text_encoder, tokenizer
-        self.name, self.precision, self.commit, self.has_text = name, precision, commit, True
-        self.schedule = VariancePreserving.from_config(scheduler)
-        self.prediction = str(scheduler.get("prediction_type", "epsilon"))
-        noise_of(torch.zeros(1), torch.zeros(1), 1.0, 1.0, self.prediction)  # refuse it now, not in the first step
+        self.has_text = True
         h, w = (size, size) if isinstance(size, int) else size
         factor = 2 ** (len(_blocks(vae)) - 1)
         self.latent_shape = (channels, h, w)
         self.image_shape = (3, factor * h, factor * w)
-        if next(unet.parameters()).device.type == "cpu":
-            unet.set_attn_processor(AttnProcessor())  # SDPA's backward is the slower one on CPUs
-        store(unet, precision)
-        store(vae, precision)
-        self.requires_grad_(False).eval()
+        if attends_plainly(next(unet.parameters()).device, _tokens(unet)):
+            unet.set_attn_processor(AttnProcessor())
+        parts = [unet, vae.encoder, vae.decoder]
+        self._adopt(scheduler, parts, name, precision, commit, checkpointing, compiled)
         self._empty: Condition | None = None
 
     def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:
@@ -144,9 +144,17 @@ class LatentPrior(Prior):
         with torch.inference_mode(False), torch.no_grad():
             return self.text_encoder(tokens.to(self.device), return_dict=False)[0].float()
 
-    def describe(self) -> dict[str, Any]:
-        more = {"precision": self.precision, "prediction": self.prediction, "commit": self.commit}
-        return super().describe() | more
+    def networks(self) -> list[Any]:
+        """UNet and autoencoder; the text encoder runs once and stays as it is."""
+        return [self.unet, self.vae]
+
+
+def _tokens(unet: UNet2DConditionModel) -> int:
+    """The most places that an attention of the network looks at."""
+    size = unet.config.sample_size
+    h, w = (size, size) if isinstance(size, int) else size
+    level = next((i for i, kind in enumerate(unet.config.down_block_types) if "Attn" in kind), 0)
+    return (h >> level) * (w >> level)
 
 
 def _blocks(vae: AutoencoderKL | AutoencoderTiny) -> list[int]:

@@ -10,12 +10,13 @@ import torch
 from stsl.files import sha256
 from stsl.options import nearest
 from stsl.priors.base import Precision, Prior
-from stsl.priors.folder import CONFIGS, VARIANTS, WEIGHTS, Folder, weight_names
+from stsl.priors.folder import CONFIGS, PRIOR, VARIANTS, Folder, weight_names
 from stsl.priors.precision import pick_device, pick_precision
 
 log = logging.getLogger("stsl")
 
 DEFAULT = "faces-128"
+TAESD = "madebyollin/taesd"
 
 
 def builtin_folder() -> Path:
@@ -35,6 +36,9 @@ def load_prior(
     device: str | torch.device | None = None,
     precision: Precision | Literal["auto"] = "auto",
     offline: bool = False,
+    checkpointing: bool = False,
+    decoder: str | Path = "full",
+    compiled: bool = False,
 ) -> Prior:
     """Load a diffusion prior: one that ships with the package, a diffusers folder, or a hub id.
 
@@ -51,6 +55,10 @@ def load_prior(
         device: None picks cuda, then mps, then cpu.
         precision: what the networks compute with; "auto" is bf16 where the hardware has it, fp32 elsewhere.
         offline: never touch the network; a hub id must already be in the cache. HF_HUB_OFFLINE=1 does the same.
+        checkpointing: recompute activations in the backward pass: less memory, the same result, a third more time.
+        decoder: "full", or what most steps decode with instead: "tiny" (TAESD, for Stable Diffusion 1.x and 2.x), a
+            folder or a hub id with an `AutoencoderTiny`.
+        compiled: run networks through `torch.compile`; worth its minutes where many images of one size follow.
 
     Raises:
         FileNotFoundError: nothing of that name, or a file is missing in the folder.
@@ -61,9 +69,47 @@ def load_prior(
     chosen = pick_device(device)
     computes = pick_precision(precision, chosen)
     folder, title, commit = _find(name, revision, offline)
-    prior = _build(Folder(folder), title, commit, computes, chosen)
+    # Under the caller's inference_mode the weights would be tensors that no gradient can pass.
+    with torch.inference_mode(False):
+        prior = _build(Folder(folder), title, commit, computes, chosen, checkpointing, compiled)
+        if decoder != "full":
+            prior = with_tiny(prior, decoder, offline=offline)
     log.info("prior %s%s on %s in %s", title, f" at {commit}" if commit else "", chosen, computes)
     return prior
+
+
+def with_tiny(prior: Prior, decoder: str | Path = "tiny", *, offline: bool = False) -> Prior:
+    """The prior with a tiny autoencoder for most of its steps; see `stsl.priors.tiny.TinyDecoder`.
+
+    Args:
+        prior: a latent one with a full autoencoder.
+        decoder: "tiny" (TAESD, for Stable Diffusion 1.x and 2.x), a folder or a hub id with an `AutoencoderTiny`.
+        offline: never touch the network.
+
+    Raises:
+        ValueError: the prior has no use for it, or the two do not fit.
+        FileNotFoundError, PermissionError, ConnectionError: as for `load_prior`.
+    """
+    from stsl.priors.latent import LatentPrior
+    from stsl.priors.tiny import TinyDecoder
+
+    if not isinstance(prior, LatentPrior):
+        raise ValueError(f"prior {prior.name!r} is one of pixels and decodes nothing: leave --decoder out")
+    called = TAESD if decoder == "tiny" else str(decoder)
+    if Path(called).is_dir():
+        path = Path(called)
+    elif is_hub_id(called):
+        path = download(called, None, offline, parts=("vae",), instead="or leave --decoder out")
+    else:
+        raise FileNotFoundError(
+            f"no decoder {called!r}: give full, tiny, or a folder or hub id with an AutoencoderTiny such as {TAESD}"
+        )
+    folder = Folder(path)
+    config = folder.config("vae")
+    if config["_class_name"] != "AutoencoderTiny":
+        raise ValueError(f"{called} has an {config['_class_name']}; --decoder takes an AutoencoderTiny such as {TAESD}")
+    tiny = folder.network("vae", config, prior.device)
+    return TinyDecoder(prior, tiny, name=called)
 
 
 def _find(name: str | Path, revision: str | None, offline: bool) -> tuple[Path, str, str | None]:
@@ -72,7 +118,7 @@ def _find(name: str | Path, revision: str | None, offline: bool) -> tuple[Path, 
     path = Path(text).expanduser() if text.startswith("~/") else Path(text)
     if text in builtin_names() and not is_path:
         folder = builtin_folder() / text
-        _verify(folder)
+        verify(folder)
     elif text and path.is_dir():
         folder = path
     elif text and path.exists():
@@ -80,8 +126,8 @@ def _find(name: str | Path, revision: str | None, offline: bool) -> tuple[Path, 
             f"{text} is a file; a prior is a folder in diffusers layout with safetensors weights. diffusers makes one "
             "of a single-file checkpoint: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         )
-    elif not is_path and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII):
-        folder = _download(text, revision, offline)
+    elif not is_path and is_hub_id(text):
+        folder = download(text, revision, offline, instead=f"or give a built-in prior ({', '.join(builtin_names())})")
         return folder, text, folder.name  # the cache calls a snapshot by its commit
     else:
         raise FileNotFoundError(
@@ -94,8 +140,13 @@ def _find(name: str | Path, revision: str | None, offline: bool) -> tuple[Path, 
     return folder, folder.resolve().name, None
 
 
-def _verify(folder: Path) -> None:
-    """Compare a built-in prior with its manifest.
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form "owner/model"."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
+
+
+def verify(folder: Path) -> None:
+    """Compare a built-in model with its manifest.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, or differs from what shipped.
@@ -109,10 +160,24 @@ def _verify(folder: Path) -> None:
             raise ValueError(f"{file} is damaged: its SHA-256 is not the one that shipped; reinstall stsl")
 
 
-def _download(name: str, revision: str | None, offline: bool) -> Path:
+def download(
+    name: str,
+    revision: str | None,
+    offline: bool,
+    *,
+    parts: tuple[str, ...] = PRIOR,
+    configs: tuple[str, ...] = CONFIGS,
+    instead: str,
+) -> Path:
     """The hub's snapshot in the local cache, fetched as far as it is not there.
 
     Files are asked for by name, so neither pickles nor code are fetched, and of weights in several variants only one.
+
+    Args:
+        name, revision, offline: as for `load_prior`.
+        parts: the networks that are wanted.
+        configs: the files that are wanted beside weights.
+        instead: the end of an error message: what would work without the hub.
     """
     from huggingface_hub import errors, is_offline_mode, snapshot_download
 
@@ -123,13 +188,13 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
     what = f"{name}{f' at revision {revision}' if revision else ''}"
     try:
         if offline:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=[*CONFIGS], local_files_only=True))
+            return Path(snapshot_download(name, revision=revision, allow_patterns=[*configs], local_files_only=True))
         log.info("looking for %s on the Hugging Face hub and in its cache", what)
-        lacking = [*WEIGHTS]
+        lacking = [*parts]
         for variant in VARIANTS:
             wanted = [f for part in lacking for f in weight_names(part, variant)]
             nested = [f"{part}/{f}" for part in lacking for f in weight_names(part, variant)]
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*CONFIGS, *wanted, *nested]))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*configs, *wanted, *nested]))
             found = Folder(folder)
             lacking = [p for p in lacking if (found.home(p) / "config.json").is_file() and not found.weights(p)]
             if not lacking:
@@ -144,7 +209,6 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
             f"the hub has no model {name!r} (or it is private: `hf auth login`), and there is no such folder here"
         ) from error
     except (errors.LocalEntryNotFoundError, HTTPError) as error:
-        instead = f"or give a built-in prior ({', '.join(builtin_names())})"
         if offline:
             raise FileNotFoundError(
                 f"{what} is not in the cache, and offline nothing is fetched. With a network run `hf download {name}`, "
@@ -157,7 +221,15 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
         ) from error
 
 
-def _build(folder: Folder, title: str, commit: str | None, precision: Precision, device: torch.device) -> Prior:
+def _build(
+    folder: Folder,
+    title: str,
+    commit: str | None,
+    precision: Precision,
+    device: torch.device,
+    checkpointing: bool,
+    compiled: bool,
+) -> Prior:
     folder.check_index()
     scheduler, configs = folder.config("scheduler"), {"unet": folder.config("unet")}
     on_pixels = configs["unet"]["_class_name"] == "UNet2DModel"
@@ -170,10 +242,29 @@ def _build(folder: Folder, title: str, commit: str | None, precision: Precision,
         from stsl.priors.pixel import PixelPrior
 
         unet = folder.network("unet", configs["unet"], device)
-        return PixelPrior(unet, scheduler, name=title, precision=precision, commit=commit)
+        return PixelPrior(
+            unet,
+            scheduler,
+            name=title,
+            precision=precision,
+            commit=commit,
+            checkpointing=checkpointing,
+            compiled=compiled,
+        )
 
     from stsl.priors.latent import LatentPrior
 
     tokenizer = folder.tokenizer(configs["text_encoder"])
     unet, vae, text_encoder = (folder.network(part, config, device) for part, config in configs.items())
-    return LatentPrior(unet, vae, text_encoder, tokenizer, scheduler, name=title, precision=precision, commit=commit)
+    return LatentPrior(
+        unet,
+        vae,
+        text_encoder,
+        tokenizer,
+        scheduler,
+        name=title,
+        precision=precision,
+        commit=commit,
+        checkpointing=checkpointing,
+        compiled=compiled,
+    )

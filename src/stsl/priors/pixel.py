@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from stsl.priors.base import Condition, Precision, Prior, noise_of
-from stsl.priors.precision import autocast, store
-from stsl.schedule import VariancePreserving
+from stsl.priors.base import Condition, Precision, noise_of
+from stsl.priors.network import NetworkPrior
+from stsl.priors.precision import autocast
 from stsl.shapes import Image, Latent
 
 
-class PixelPrior(Prior):
+class PixelPrior(NetworkPrior):
     """A UNet on images themselves: latents are images on [-1, 1], the autoencoder is the change of range.
 
     A network with six output channels (learned variance) is read for its first three.
@@ -23,6 +23,8 @@ class PixelPrior(Prior):
         name: what the prior is called in results.
         precision: what the network computes with; states stay float32.
         commit: the hub's commit the network came from, for the record.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+        compiled: run the network through `torch.compile`, at fixed shapes: the first call of each takes minutes.
 
     Raises:
         ValueError: a network that is not one of RGB images.
@@ -36,6 +38,8 @@ class PixelPrior(Prior):
         name: str,
         precision: Precision = "fp32",
         commit: str | None = None,
+        checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         channels, out = unet.config.in_channels, unet.config.out_channels
@@ -47,13 +51,9 @@ class PixelPrior(Prior):
             raise ValueError(f"prior {name!r}: its UNet wants the class of each image, which stsl has no way to give")
         size = unet.config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
-        self.unet, self.name, self.precision, self.commit, self.family = unet, name, precision, commit, "pixel"
-        self.schedule = VariancePreserving.from_config(scheduler)
-        self.prediction = str(scheduler.get("prediction_type", "epsilon"))
-        noise_of(torch.zeros(1), torch.zeros(1), 1.0, 1.0, self.prediction)  # refuse it now, not in the first step
+        self.unet, self.family = unet, "pixel"
         self.latent_shape = self.image_shape = (3, h, w)
-        store(unet, precision)
-        self.requires_grad_(False).eval()
+        self._adopt(scheduler, [unet], name, precision, commit, checkpointing, compiled)
 
     def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:
         with autocast(z.device, self.precision):
@@ -69,6 +69,6 @@ class PixelPrior(Prior):
     def clip(self, z0: Latent) -> Latent:
         return z0.clamp(-1, 1)
 
-    def describe(self) -> dict[str, Any]:
-        more = {"precision": self.precision, "prediction": self.prediction, "commit": self.commit}
-        return super().describe() | more
+    def networks(self) -> list[Any]:
+        """The UNet."""
+        return [self.unet]

@@ -36,12 +36,14 @@ def pick_precision(precision: Precision | Literal["auto"], device: torch.device)
     Never fp16 unasked: its gradients underflow without loss scaling.
 
     Raises:
-        ValueError: an unknown precision.
+        ValueError: an unknown precision, or one that the device does not have.
     """
-    if precision in ("fp32", "bf16", "fp16"):
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"precision tf32 is a mode of NVIDIA's matrix units, and the device is {device}: give fp32")
+    if precision in ("fp32", "tf32", "bf16", "fp16"):
         return precision
     if precision != "auto":
-        raise ValueError(f"precision {precision!r} is not known: give auto, fp32, bf16 or fp16")
+        raise ValueError(f"precision {precision!r} is not known: give auto, fp32, tf32, bf16 or fp16")
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
@@ -51,12 +53,14 @@ def pick_precision(precision: Precision | Literal["auto"], device: torch.device)
     return "fp32"
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Up to this many tokens plain attention is the faster one on CPUs, forward and backward together; docs/performance.md.
+FEW_TOKENS = 256
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Run networks in `precision`; what goes in and comes out stays float32."""
-    enabled = precision != "fp32"
+    enabled = DTYPES[precision] != torch.float32
     return torch.autocast(device.type, DTYPES[precision] if enabled else None, enabled=enabled)
 
 
@@ -68,4 +72,22 @@ def store(network: nn.Module, precision: Precision) -> None:
     """
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.to(DTYPES[precision]).to(memory_format=torch.channels_last)
+            for name, weight in [*layer.named_parameters(recurse=False)]:
+                order = torch.channels_last if weight.ndim == 4 else torch.preserve_format
+                stored = weight.detach().to(DTYPES[precision], memory_format=order)
+                setattr(layer, name, nn.Parameter(stored, requires_grad=weight.requires_grad))
+
+
+def allow(precision: Precision) -> None:
+    """Let matrix products use TF32 where `precision` is "tf32".
+
+    A setting of the whole process, since backward passes run outside any block that could hold it. Unasked, PyTorch
+    uses TF32 for convolutions only.
+    """
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+
+
+def attends_plainly(device: torch.device, tokens: int) -> bool:
+    """Whether softmax(Q Kᵀ) V written out is faster than the fused kernel: on CPUs, for few tokens."""
+    return device.type == "cpu" and tokens <= FEW_TOKENS
