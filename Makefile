@@ -7,15 +7,20 @@ PYTHON ?= python3
 ENV := .venv
 READY := $(ENV)/.ready
 
-.PHONY: help demo test check
+.PHONY: help demo test check bench
 
 help:
 	@echo "make demo    restore a photo with the built-in prior; results in demo/"
+	@echo "make bench   score two methods on one picture; tables in bench/report/"
 	@echo "make check   format, lint and types: seconds"
 	@echo "make test    the same and all tests: what CI runs"
 
 demo: $(READY)
 	@$(ENV)/bin/stsl demo --out demo
+
+bench: $(READY)
+	@$(ENV)/bin/stsl bench run mini-table1 --limit 1 --methods stsl,psld --tasks sr4 --fast --out bench
+	@$(ENV)/bin/stsl bench report bench
 
 check: $(READY)
 	@scripts/check --no-tests

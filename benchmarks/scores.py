@@ -73,11 +73,12 @@ SHORT = {
     "ssim": "SSIM",
     "residual": "residual",
     "seconds": "seconds",
+    "decoder_samples": "decoder passes",
 }
 
 
 def _cell(row: Mapping[str, str], column: str) -> str:
-    digits = {"psnr": 1, "residual": 4, "seconds": 0}.get(column, 3)
+    digits = {"psnr": 1, "residual": 4, "seconds": 0, "decoder_samples": 0}.get(column, 3)
     keys = [f"{column}_colour", f"{column}_grey"] if f"{column}_colour" in row else [column]
-    values = [row.get(key) or "nan" for key in keys]
+    values = [row[key] for key in keys if row.get(key)]
     return " / ".join(f"{float(value):.{digits}f}" for value in values)

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel, UNet
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTModel
 from transformers.utils import logging
 
 # What `scheduler_config.json` holds in stable-diffusion-v1-5, stable-diffusion-2-1 and google/ddpm-*.
@@ -170,6 +170,29 @@ def pixel_folder(path: Path, *, size: int = 32, flat: bool = False, seed: int = 
     write_json((path if flat else path / "scheduler") / "scheduler_config.json", DDPM)
     index = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
     write_json(path / "model_index.json", {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1"} | index)
+    return path
+
+
+def vit_folder(path: Path, *, size: int = 32, patch: int = 8, pooler: bool = False, seed: int = 0) -> Path:
+    """A ViT in the layout of facebook/dino-vitb8, with random weights that tell pictures apart."""
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=size,
+        patch_size=patch,
+    )
+    vit = ViTModel(config, add_pooling_layer=pooler)
+    for parameter in vit.parameters():  # drawn with a std of 0.02, they would give all patches the same keys
+        parameter.data = 0.3 * torch.randn(parameter.shape)
+    torch.random.set_rng_state(torch_state)
+    with _quiet():
+        vit.save_pretrained(path)
+    pixels = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_normalize": True}
+    write_json(path / "preprocessor_config.json", pixels | {"feature_extractor_type": "ViTFeatureExtractor"})
     return path
 
 

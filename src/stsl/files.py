@@ -35,13 +35,18 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        if os.name == "posix":  # mkstemp makes private files; a result gets the permissions any new file would
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
+        make_ordinary(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_ordinary(path: Path) -> None:
+    """Give a file that was made private, as temporary ones are, the permissions of any new file."""
+    if os.name == "posix":
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
 
 
 def sha256(path: Path) -> str:

@@ -1,13 +1,16 @@
 """The loop over timesteps. There is no other one."""
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler, State
+
+log = logging.getLogger("stsl")
 
 
 class Diverged(RuntimeError):
@@ -37,7 +40,8 @@ def iterate(
 ) -> Iterator[Frame]:
     """Run a sampler's plan, yielding a frame after every step.
 
-    Progress bars, previews, recording, cancelling and early stops all belong to the consumer of the frames.
+    Progress bars, previews, recording, cancelling and early stops all belong to the consumer of the frames. A step that
+    comes out not finite in half precision is taken once more in float32, from the same state with the same noise.
 
     Args:
         problem, sampler: what to solve, and how.
@@ -53,8 +57,14 @@ def iterate(
     with torch.inference_mode(False), torch.no_grad():
         state = start or sampler.begin(problem, rng.at(f"{stage}/begin", 0))
     for index, (t, t_next) in enumerate(plan):
+        before, prior = state, problem.prior.for_step(len(plan) - index)
+        here = problem if prior is problem.prior else replace(problem, prior=prior)
         with torch.inference_mode(False), torch.no_grad():
-            state = sampler.step(problem, state, t, t_next, rng.at(stage, index))
+            state = sampler.step(here, before, t, t_next, rng.at(stage, index))
+            if prior.is_narrow and not state.z.isfinite().all():
+                log.warning("step %d of %d is not finite: once more in fp32, with the same noise", index + 1, len(plan))
+                with prior.in_fp32():
+                    state = sampler.step(here, before, t, t_next, rng.at(stage, index))
         if not state.z.isfinite().all():
             raise Diverged(
                 f"{type(sampler).__name__} diverged at step {index + 1} of {len(plan)} (t = {t}): the latent is not "

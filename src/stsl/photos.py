@@ -1,9 +1,11 @@
-"""One photo from file to file: read, fit to the prior, restore, put back, and say how."""
+"""Photos from file to file: read, fit to the prior, restore, put back, and say how."""
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from deepinv.physics import Inpainting
 from stsl import images, measurements, tasks
 from stsl.files import sha256
 from stsl.images import Fit, Photo
+from stsl.priors.base import Prior
+from stsl.priors.tiled import Tiled
 from stsl.restorer import Restorer, Run
 from stsl.result import Result, write_json
 from stsl.shapes import Image, Tensor
@@ -68,8 +72,27 @@ class Corruption:
         named = self.task or self.mask or self.kernel or self.operator or (self.function and self.function[1])
         return str(named)
 
+    @cached_property
+    def fingerprints(self) -> list[str]:
+        """SHA-256 of the files it comes from."""
+        return [sha256(path) for path in (self.mask, self.kernel, self.operator) if path is not None]
+
+    @cached_property
+    def _kernel(self) -> Tensor:
+        assert self.kernel is not None
+        return images.read_kernel(self.kernel)
+
+    @cached_property
+    def _operator(self) -> tuple[Any, measurements.OperatorInfo]:
+        assert self.operator is not None
+        return measurements.load_operator(self.operator)
+
+    def shape(self, otherwise: Shape) -> Shape:
+        """The shape of the images that an operator file is for; of any other corruption `otherwise`."""
+        return otherwise if self.operator is None else self._operator[1].shape
+
     def physics(self, shape: Shape, known: Tensor | None = None) -> Any:
-        """The operator for one image of `shape`. `known` is the mask, fitted to the prior."""
+        """The operator for images of `shape`. `known` are their masks, fitted to the prior, (B, 1, H, W)."""
         noise = DEFAULT_NOISE if self.noise is None else self.noise
         if self.task is not None:
             return tasks.make(self.task, shape, noise=noise)
@@ -77,9 +100,9 @@ class Corruption:
             assert known is not None
             return tasks.from_mask(known, shape, noise=noise)
         if self.kernel is not None:
-            return tasks.from_kernel(images.read_kernel(self.kernel), shape, noise=noise)
+            return tasks.from_kernel(self._kernel, shape, noise=noise)
         if self.operator is not None:
-            physics, info = measurements.load_operator(self.operator)
+            physics, info = self._operator
             if info.shape != shape:
                 raise ValueError(f"{self.operator} is for images of {info.shape}, the prior makes {shape}")
             physics.noise_model.update_parameters(sigma=info.noise if self.noise is None else self.noise)
@@ -96,7 +119,15 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Job:
-    """How to restore a photo, whichever it is."""
+    """How to restore photos, whichever they are.
+
+    Args:
+        restorer, corruption, prompt, samples, seed: as for `Restorer.frames`.
+        crop, resize: as for `images.fit`.
+        tiles: restore the whole photo at its own size, in overlapping tiles.
+        batch: samples of one photo that are drawn together.
+        code: files of the user's own code that the result depends on.
+    """
 
     restorer: Restorer
     corruption: Corruption
@@ -105,19 +136,36 @@ class Job:
     seed: int = 0
     crop: str | None = None
     resize: bool = False
+    tiles: bool = False
+    batch: int = 1
+    code: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.tiles and (self.crop is not None or self.resize):
+            other = "--resize" if self.resize else f"--crop {self.crop}"
+            raise ValueError(f"--tiles restores the whole photo at its own size, and {other} does not: choose one")
+        assert self._prior  # told now, before anything is changed
 
     def key(self, source: Path) -> str:
         """What a result depends on, in one number: an equal key means an equal result."""
-        prior, corruption = self.restorer.prior, self.corruption
-        files = [path for path in (corruption.mask, corruption.kernel, corruption.operator) if path is not None]
+        corruption = self.corruption
         facts = {
-            "files": [sha256(path) for path in (source, *files)],
+            "files": [sha256(source), *corruption.fingerprints, *self._code],
             "corruption": [corruption.task, corruption.function and corruption.function[1], corruption.noise],
             "sampler": [type(self.restorer.sampler).__name__, self.restorer.sampler.settings()],
-            "prior": prior.describe(),
-            "run": [self.prompt, self.samples, self.seed, self.crop, self.resize],
+            "prior": self._prior,
+            "run": [self.prompt, self.samples, self.seed, self.crop, self.resize, self.tiles],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _code(self) -> list[str]:
+        return [sha256(path) for path in self.code]
+
+    @cached_property
+    def _prior(self) -> dict[str, Any]:
+        """The prior as it was asked for; what is changed when memory runs out is not part of the key."""
+        return self.restorer.prior.describe()
 
     def is_done(self, source: Path, target: Path) -> bool:
         """Whether `target` is already the result of this job on `source`."""
@@ -134,54 +182,102 @@ class Job:
             ValueError, TypeError, OSError: whatever makes this photo impossible to restore, with the ways out.
         """
         shape = self.restorer.prior.image_shape
-        photo, fit = None, None
+        if self.tiles:
+            shape = self.corruption.shape(shape)
         if source.suffix == ".safetensors":
             y, _ = measurements.load_measurement(source)
             known = None if self.corruption.mask is None else images.read_mask(self.corruption.mask, shape[1:])
-            physics = self.corruption.physics(shape, known)
+            return Prepared(self, source, None, None, y, known, shape)
+        photo = images.read(source)
+        known = None if self.corruption.mask is None else images.read_mask(self.corruption.mask, photo.size)
+        size = shape[1:] if known is not None else _measured_size(self.corruption.physics(shape), shape)
+        if self.tiles:
+            size, shape = self._whole(photo.size, size, shape)
+            fit = images.cover(photo, size, known=known)
         else:
-            photo = images.read(source)
-            if self.corruption.mask is not None:
-                whole = images.read_mask(self.corruption.mask, photo.size)
-                fit = images.fit(photo, shape[1:], crop=self.crop, resize=self.resize, known=whole)
-                physics = self.corruption.physics(shape, fit.known)
-            else:
-                physics = self.corruption.physics(shape)
-                fit = images.fit(photo, _measured_size(physics, shape), crop=self.crop, resize=self.resize)
-            y = fit.x
-        if isinstance(physics, Inpainting) and photo is not None:
-            y = y * physics.mask  # what lies in a hole of the photo is no measurement
-        device = self.restorer.prior.device
-        run = self.restorer.frames(
-            y, physics.to(device), prompt=self.prompt, seed=self.seed, ids=(source.stem,), samples=self.samples
+            fit = images.fit(photo, size, crop=self.crop, resize=self.resize, known=known)
+        return Prepared(self, source, photo, fit, fit.x, fit.known, shape)
+
+    def _whole(self, photo: tuple[int, int], measured: tuple[int, int], shape: Shape) -> tuple[tuple[int, int], Shape]:
+        """The least size that holds a whole photo, as it was measured and as it will be restored.
+
+        Args:
+            photo: (height, width) of the photo.
+            measured: (height, width) that the operator makes of images of `shape`.
+        """
+        prior, sides = self.restorer.prior, shape[1:]
+        reduction = sides[0] // measured[0]
+        if tuple(reduction * side for side in measured) != sides:
+            raise ValueError(f"the operator makes {measured} of {sides}, no whole fraction: --tiles cannot enlarge it")
+        # Both the latents' grid and the operator's must fit.
+        unit, tile = math.lcm(prior.image_shape[1] // prior.latent_shape[1], reduction), prior.image_shape[1:]
+        height, width = (
+            max(-(-reduction * side // unit) * unit, least) for side, least in zip(photo, tile, strict=True)
         )
-        return Prepared(self, source, photo, fit, run)
+        shape = self.corruption.shape((3, height, width))
+        return (shape[1] // reduction, shape[2] // reduction), shape
+
+    def start(self, photos: "Sequence[Prepared]") -> Run:
+        """Restore photos together: those of one `kind`, each as it would be alone."""
+        first, prior = photos[0], self.restorer.prior
+        known = None if first.known is None else torch.cat([photo.known for photo in photos if photo.known is not None])
+        physics, y = self.corruption.physics(first.shape, known), torch.cat([photo.y for photo in photos])
+        if isinstance(physics, Inpainting) and first.photo is not None:
+            y = y * physics.mask.to(y)  # what lies in a hole of the photo is no measurement
+        whole: Prior = prior if first.shape == prior.image_shape else Tiled(prior, first.shape)
+        return Restorer(whole, self.restorer.sampler).frames(
+            y,
+            physics.to(prior.device),
+            prompt=self.prompt,
+            seed=self.seed,
+            ids=tuple(photo.source.stem for photo in photos),
+            samples=self.samples,
+            batch=self.batch,
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """A photo ready to be restored: iterate over `run`, then `finish`."""
+    """A photo or a measurement, ready to be restored.
+
+    Args:
+        job: how.
+        source: the file.
+        photo, fit: the photo and how it went to the prior's size; None for a measurement file.
+        y: the measurement, (1, C, h, w).
+        known: the mask that goes with it, if any.
+        shape: (3, H, W) of the image to find.
+    """
 
     job: Job
     source: Path
     photo: Photo | None
     fit: Fit | None
-    run: Run
+    y: Tensor
+    known: Tensor | None
+    shape: Shape
 
-    def finish(self, target: Path) -> dict[str, Any]:
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What photos must have in common to be restored together."""
+        return tuple(self.y.shape), self.shape, self.known is None, self.photo is None
+
+    def finish(self, result: Result, target: Path) -> dict[str, Any]:
         """Put the restored square back, write the pictures and the JSON file beside them; return its short form.
 
+        Args:
+            result: of this photo alone; see `Result.of`.
+            target: where the restored photo goes.
+
         Raises:
-            Diverged: the image is not finite; nothing is written.
             OSError: a file cannot be written; what is there stays whole.
         """
-        result = self.run.result()
         pictures = {target: result.image}
         if self.job.samples > 1:
             pictures |= {_beside(target, f"sample{k}"): x for k, x in enumerate(result.samples)}
             pictures[_beside(target, "mean")] = result.mean
         for path, x in pictures.items():
-            images.write(path, self._whole(x), like=self.photo)
+            images.write(path, self._whole(x, result), like=self.photo)
         if self.job.samples > 1:
             # Four times the standard deviation of the restored square: a quarter of the range is white.
             images.write(_beside(target, "std"), 4 * result.std)
@@ -190,13 +286,13 @@ class Prepared:
         write_json(sidecar(target), record)
         return row
 
-    def _whole(self, x: Image) -> Image:
+    def _whole(self, x: Image, result: Result) -> Image:
         """The photo with the restored square in its place."""
         x = x.cpu().float()
         if self.fit is None or (self.fit.is_exact and self.fit.known is None):
             return x
         factor = x.shape[-1] // self.fit.x.shape[-1]
-        return self.fit.paste(x, factor=factor, keep_known=self.run.problem.sigma_y == 0)
+        return self.fit.paste(x, factor=factor, keep_known=result.expected_noise_rms == 0)
 
     def _row(self, result: Result, target: Path) -> dict[str, Any]:
         residual, expected = float(result.residual_rms), result.expected_noise_rms

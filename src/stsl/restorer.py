@@ -1,9 +1,11 @@
 """A prior and a sampler, joined into a deepinv Reconstructor."""
 
 import copy
+import gc
+import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +14,15 @@ from torch import Tensor
 
 from stsl.cost import Cost, Metered
 from stsl.loop import Diverged, Frame, iterate
+from stsl.memory import OutOfMemory, ran_out, release
 from stsl.priors.base import Prior
 from stsl.problem import Problem
 from stsl.result import Result
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler
 from stsl.shapes import Image, Latent, Measurement
+
+log = logging.getLogger("stsl")
 
 
 class Restorer(Reconstructor):
@@ -56,10 +61,13 @@ class Restorer(Reconstructor):
         seed: int = 0,
         ids: Sequence[str] | None = None,
         samples: int = 1,
+        batch: int = 1,
         keep_every: int = 0,
     ) -> Result:
         """Restore, and keep what happened on the way. Arguments as for `frames`."""
-        run = self.frames(y, physics, prompt=prompt, seed=seed, ids=ids, samples=samples, keep_every=keep_every)
+        run = self.frames(
+            y, physics, prompt=prompt, seed=seed, ids=ids, samples=samples, batch=batch, keep_every=keep_every
+        )
         for _ in run:
             pass
         return run.result()
@@ -73,6 +81,7 @@ class Restorer(Reconstructor):
         seed: int = 0,
         ids: Sequence[str] | None = None,
         samples: int = 1,
+        batch: int = 1,
         keep_every: int = 0,
     ) -> "Run":
         """An iterator over the steps, which knows the result when it is through.
@@ -84,18 +93,21 @@ class Restorer(Reconstructor):
             seed: of all noise the sampler draws.
             ids: a name per image. The noise of an image depends on its name, never on its place in the batch.
             samples: number of posterior samples per image; sample k is the same however many are drawn.
+            batch: samples of one image that are drawn together. Of several images they are drawn one after another.
             keep_every: keep every n-th frame in the result; 0 keeps none.
 
         Raises:
             TypeError: the operator or the prior lacks something the sampler requires; a prompt without text encoder.
             ValueError: shapes that do not fit, a measurement that is not finite.
         """
-        if samples < 1 or keep_every < 0:
-            raise ValueError(f"samples = {samples} must be at least 1, keep_every = {keep_every} at least 0")
+        if min(samples, batch) < 1 or keep_every < 0:
+            raise ValueError(
+                f"samples = {samples} and batch = {batch} must be at least 1, keep_every = {keep_every} at least 0"
+            )
         names = tuple(ids) if ids is not None else tuple(str(i) for i in range(y.shape[0]))
         if isinstance(ids, str) or len(names) != y.shape[0]:
             raise ValueError(f"ids are one name for each of the {y.shape[0]} images, got {ids!r}")
-        prior = Metered(self.prior)
+        prior = Metered(self.sampler.space(self.prior))
         with torch.inference_mode(False), torch.no_grad():
             if any(tensor.is_inference() for tensor in [*physics.parameters(), *physics.buffers()]):
                 physics = copy.deepcopy(physics)  # a mask made under inference_mode cannot be differentiated through
@@ -106,14 +118,16 @@ class Restorer(Reconstructor):
             if prompt is not None or prior.has_text:
                 condition = prior.condition([prompt or ""] * y.shape[0])
                 problem = Problem(y, physics, prior, condition, problem.sigma_y)
-        return Run(problem, self.sampler, seed, names, samples, keep_every, prior.cost, prompt)
+            together = min(batch, samples) if y.shape[0] == 1 and _takes(min(batch, samples), y, physics, prior) else 1
+        return Run(problem, self.sampler, seed, names, samples, together, keep_every, prior.cost, prompt)
 
 
 @dataclass(eq=False)
 class Run(Iterator[Frame]):
     """A restoration under way: iterate over its frames, then ask for the result.
 
-    The frames of K samples follow one another, counted through.
+    The frames of samples that are not drawn together follow one another, counted through. When memory runs out, the
+    next thing that saves some is done and said, and the frames start again from 0, with the same noise.
     """
 
     problem: Problem
@@ -121,6 +135,7 @@ class Run(Iterator[Frame]):
     seed: int
     ids: tuple[str, ...]
     samples: int
+    batch: int
     keep_every: int
     cost: Cost
     prompt: str | None
@@ -139,11 +154,26 @@ class Run(Iterator[Frame]):
             self.cost.seconds += time.perf_counter() - began
 
     def _iterate(self) -> Iterator[Frame]:
-        for sample in range(self.samples):
-            rng = Rng(self.seed, self.ids, (sample,) * len(self.ids))
+        while True:
+            try:
+                yield from self._attempt()
+                return
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                said = str(error)
+            # Only here, where the error and all it holds are gone, is memory free again.
+            self._save_memory(said)
+
+    def _attempt(self) -> Iterator[Frame]:
+        for results in (self._latents, self._logs, self._kept):
+            results.clear()
+        groups = [range(first, min(first + self.batch, self.samples)) for first in range(0, self.samples, self.batch)]
+        for number, group in enumerate(groups):
+            rng = Rng(self.seed, self.ids * len(group), tuple(k for k in group for _ in self.ids))
             latent = None
-            for frame in iterate(self.problem, self.sampler, rng):
-                index, total = sample * frame.total + frame.index, self.samples * frame.total
+            for frame in iterate(_repeated(self.problem, len(group)), self.sampler, rng):
+                index, total = number * frame.total + frame.index, len(groups) * frame.total
                 frame = Frame(index, total, frame.t, frame.state, frame.stage)
                 latent = frame.state.z
                 self._logs.append(
@@ -153,13 +183,41 @@ class Run(Iterator[Frame]):
                     self._kept.append(frame)
                 yield frame
             assert latent is not None
-            self._latents.append(latent)
+            self._latents.extend(latent.chunk(len(group)))
+
+    def _save_memory(self, said: str) -> None:
+        """Do the next thing that takes less memory.
+
+        Raises:
+            OutOfMemory: nothing is left to do.
+        """
+        gc.collect()
+        release(self.problem.prior.device)
+        if self.batch > 1:
+            self.batch = -(-self.batch // 2)
+            change: str | None = f"{self.batch} samples are drawn together"
+        elif len(self.ids) > 1:
+            raise OutOfMemory(f"{len(self.ids)} images at once are too many for the memory: give fewer ({said})")
+        else:
+            change = self.problem.prior.lighten()
+        if change is None:
+            raise OutOfMemory(
+                f"out of memory with every saving made, at {self.problem.prior.image_shape[-1]} x "
+                f"{self.problem.prior.image_shape[-2]} pixels on {self.problem.prior.device}. What would help: "
+                "--decoder tiny, a smaller prior, --crop in place of the whole photo, --device cpu, or closing what "
+                f"else uses the device; `stsl estimate` says what is needed ({said})"
+            )
+        log.warning("out of memory: %s, and the image starts again with the same seed", change)
 
     def preview(self, frame: Frame) -> Image:
         """The current estimate as an image, clamped to [0, 1]. Not counted as cost."""
         with torch.inference_mode(False), torch.no_grad():
             prior = self.problem.prior.prior if isinstance(self.problem.prior, Metered) else self.problem.prior
-            return prior.decode(frame.state.clean).clamp(0, 1)
+            return prior.for_step(frame.total).decode(frame.state.clean).clamp(0, 1)
+
+    def _decoded(self) -> Tensor:
+        """The samples, not clamped: (K, B, 3, H, W). One after another, since memory may be short."""
+        return torch.stack([self.problem.prior.decode(z) for z in self._latents])
 
     def result(self) -> Result:
         """The restored images; runs whatever steps are left.
@@ -174,7 +232,11 @@ class Run(Iterator[Frame]):
             raise RuntimeError("this run was stopped by an error and has no result")
         with torch.inference_mode(False), torch.no_grad():
             began = time.perf_counter()
-            raw = torch.stack([self.problem.prior.decode(z) for z in self._latents])
+            raw = self._decoded()
+            if self.problem.prior.is_narrow and not raw.isfinite().all():
+                log.warning("the decoded image is not finite: once more in fp32")
+                with self.problem.prior.in_fp32():
+                    raw = self._decoded()
             self.cost.seconds += time.perf_counter() - began
             if not raw.isfinite().all():
                 raise Diverged(f"{type(self.sampler).__name__}: the decoded image is not finite")
@@ -202,6 +264,22 @@ class Run(Iterator[Frame]):
                 "ids": list(self.ids),
             },
         )
+
+
+def _repeated(problem: Problem, n: int) -> Problem:
+    """The problem of n samples of every image; an operator of one image takes any number."""
+    if n == 1:
+        return problem
+    y, condition = problem.y, problem.condition
+    return replace(problem, y=y.repeat(n, *[1] * (y.ndim - 1)), condition=condition and condition.repeat(n))
+
+
+def _takes(n: int, y: Tensor, physics: Any, prior: Prior) -> bool:
+    """Whether an operator of one image can be given n."""
+    try:
+        return physics.A(y.new_full((n, *prior.image_shape), 0.5)).shape == (n, *y.shape[1:])
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _check_measurement(y: Tensor, physics: Any, prior: Prior) -> None:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,24 @@ class Result:
     def std(self) -> Image:
         """Standard deviation of the samples per pixel: where it is bright, detail is invented. Zero for one sample."""
         return self.samples.std(0, unbiased=False)
+
+    def of(self, index: int) -> "Result":
+        """The result of one image of the batch; its cost and seconds are its share of them."""
+        images, one = self.y.shape[0], slice(index, index + 1)
+        log = [
+            {key: value[one] if isinstance(value, list) else value for key, value in entry.items()}
+            for entry in self.log
+        ]
+        return replace(
+            self,
+            samples=self.samples[:, one],
+            y=self.y[one],
+            residual_rms=self.residual_rms[one],
+            cost=self.cost.share(images),
+            log=tuple(log),
+            frames=(),
+            settings={**self.settings, "ids": [self.settings["ids"][index]], "batch": images},
+        )
 
     def record(self) -> dict[str, Any]:
         """Everything but the pictures, as plain values."""

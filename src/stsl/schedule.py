@@ -113,6 +113,16 @@ class Schedule(ABC):
         keep = ratio * sigma_next**2 / sigma**2
         return keep * z + (scale_next - keep * scale) * z0
 
+    def draw(self, z: Latent, z0: Latent, t: int, t_next: int, noise: Latent) -> Latent:
+        """A draw from q(z_next | z_t, z₀): the DDPM step.
+
+        `mean` + (σ'/σ) √(σ² − (s/s')² σ'²) ξ; no noise is left at the clean end. The same as `move` with eta = 1 and
+        the noise that z₀ implies.
+
+        Source: Ho et al. 2020, arXiv:2006.11239, equations 6 and 7.
+        """
+        return self.mean(z, z0, t, t_next) + self._fresh(t, t_next) * noise
+
     def _fresh(self, t: int, t_next: int) -> float:
         """Standard deviation of q(z_next | z_t, z₀)."""
         (scale, sigma), (scale_next, sigma_next) = self.at(t), self.at(t_next)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from models import pixel_folder, sd15_folder, write_json
 from stsl import PSLD, STSL, Restorer, load_prior, tasks
 from stsl.cli import main
-from stsl.priors import latent
+from stsl.priors import latent, network
 from stsl.priors.latent import LatentPrior
 from stsl.priors.load import builtin_folder
 from stsl.priors.pixel import PixelPrior
@@ -243,7 +243,7 @@ def test_a_condition_repeats_as_the_batch_does(prior):
 
 def test_networks_in_bf16_keep_states_in_float32(folder, prior, monkeypatch):
     half = load_prior(folder, device="cpu", precision="bf16")
-    monkeypatch.setattr(latent, "store", lambda network, _: store(network, "fp32"))
+    monkeypatch.setattr(network, "store", lambda part, _: store(part, "fp32"))
     recast = load_prior(folder, device="cpu", precision="bf16")  # its weights are cast on every call
     x, z = normal(2, 3, 64, 64).sigmoid(), normal(2, 4, 8, 8)
     z.requires_grad_()

@@ -277,7 +277,7 @@ def test_a_kernel_picture_is_an_operator(run, photo, tmp_path):
         (["--task", "denoise", "--set", "steps=many"], ["steps", "whole number"]),
         (["--task", "denoise", "--set", "steps=0"], ["steps", "1"]),
         (["--task", "denoise", "--set", "init=ddmi"], ["ddmi", "ddim"]),
-        (["--task", "denoise", "--preset", "paper"], ["nu", "ViT"]),
+        (["--task", "denoise", "--preset", "paper", "--set", "vit=nowhere"], ["nu", "ViT", "nowhere"]),
         (["--task", "denoise", "--on-error", "explode"], ["skip", "stop"]),
         (["--task", "denoise", "--mask", "nowhere.png"], ["nowhere.png"]),
         (["--operator", "nowhere.safetensors"], ["nowhere.safetensors", "degrade"]),

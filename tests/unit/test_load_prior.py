@@ -754,5 +754,5 @@ def test_a_pytorch_that_cannot_tell_gets_fp32(monkeypatch):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="'half' is not known: give auto, fp32, bf16 or fp16"):
+    with pytest.raises(ValueError, match="'half' is not known: give auto, fp32, tf32, bf16 or fp16"):
         pick_precision("half", torch.device("cpu"))

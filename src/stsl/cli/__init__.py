@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from stsl.cli.bench import bench
 from stsl.cli.console import complain, listen
 from stsl.cli.degrade import degrade
 from stsl.cli.demo import demo
+from stsl.cli.edit import edit
 from stsl.cli.estimate import estimate
+from stsl.cli.exact import exact
 from stsl.cli.fetch import fetch
 from stsl.cli.listing import listing
 from stsl.cli.restore import restore
+from stsl.cli.train import train
 
 app = typer.Typer(
     name="stsl",
@@ -25,10 +29,14 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("restore")(restore)
+app.command("edit")(edit)
 app.command("degrade")(degrade)
 app.command("list")(listing)
 app.command("estimate")(estimate)
 app.command("fetch")(fetch)
+app.command("exact")(exact)
+app.add_typer(train, name="train")
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from stsl.options import nearest
 
 if TYPE_CHECKING:
+    from stsl.photos import Corruption
     from stsl.samplers import Sampler
 
 # What a sampler runs with when no preset is named: the best value for the time, where it has one.
 PREFERRED = "balanced"
+# The built-in prior that a method runs with when none is named, by the method's family.
+PRIORS = {"latent": "faces-128", "any": "faces-128", "pixel": "faces-64-pixel"}
 
 
 def choose_sampler(
@@ -23,16 +26,16 @@ def choose_sampler(
     """The sampler that `--sampler`, `--preset`, `--fast` and `--set` describe.
 
     Args:
-        name: a name of `stsl list samplers`, or `file.py:Class`.
+        name: a name of `stsl list samplers`, or `file.py:Class` with a `Sampler` or a deepinv `Reconstructor`.
         preset: a named setting; None is "balanced" where the sampler has it, else its defaults.
         sets: "key=value" for single fields, applied last.
-        task: for presets that depend on it.
+        task: for presets that depend on it; "mask" and "kernel" stand for a user's own.
         fast: the preset "fast"; not together with another one.
 
     Raises:
         ValueError, TypeError: unknown name, preset or field, or a value outside its range.
     """
-    cls = _sampler_class(name)
+    cls = _method(name)
     if fast:
         if preset not in (None, "fast"):
             raise ValueError(f"--fast is the preset fast; it cannot go with --preset {preset}")
@@ -40,30 +43,80 @@ def choose_sampler(
     if preset is None:
         preset = PREFERRED if PREFERRED in cls.presets else None
     base = cls.preset(preset, task) if preset else cls()
-    return dataclasses.replace(base, **_changes(base, sets))  # type: ignore[type-var]
+    return dataclasses.replace(base, **changes(base, sets))  # type: ignore[type-var]
 
 
-def _sampler_class(name: str) -> "type[Sampler]":
-    from stsl.samplers import SAMPLERS, Sampler
+def choose_prior(name: str | None, sampler: "Sampler") -> str:
+    """The prior that `--prior` names, or the built-in one for the sampler's family.
 
-    if name in SAMPLERS:
-        return SAMPLERS[name]
+    Raises:
+        FileNotFoundError: no prior was named and the built-in one of that family is not installed.
+    """
+    from stsl.priors.load import builtin_names
+
+    chosen = name or PRIORS[sampler.family]
+    if name is None and chosen not in builtin_names():
+        raise FileNotFoundError(
+            f"{type(sampler).__name__} works on pixels, and its built-in prior {chosen} is not installed: give --prior "
+            "a folder or hub id with a diffusers UNet2DModel, such as google/ddpm-celebahq-256"
+        )
+    return chosen
+
+
+def kind_of(corruption: "Corruption") -> str | None:
+    """What the presets call a corruption: the task, "mask" or "kernel"; None where nothing says it."""
+    if corruption.operator is not None:
+        from stsl.measurements import load_operator
+
+        try:
+            return load_operator(corruption.operator)[1].spec
+        except (OSError, ValueError):
+            return None  # the first photo says what is wrong with the file
+    if corruption.mask is not None:
+        return "mask"
+    return "kernel" if corruption.kernel is not None else corruption.task
+
+
+def _method(name: str) -> "type[Sampler]":
+    from stsl.reconstructors import RECONSTRUCTORS
+    from stsl.samplers import SAMPLERS
+
+    known = SAMPLERS | RECONSTRUCTORS
+    if name in known:
+        return known[name]
     if ".py:" in name:
-        found = load_attribute(name, "--sampler")
-        if not (isinstance(found, type) and issubclass(found, Sampler)):
-            raise TypeError(f"--sampler {name}: needs a subclass of stsl.Sampler")
+        return _own_method(name)
+    meant = nearest(name.lower().replace("-", "_"), known)
+    raise ValueError(f"unknown sampler {name!r}{meant}; there are {', '.join(known)}, or file.py:Class")
+
+
+def _own_method(name: str) -> "type[Sampler]":
+    from deepinv.models import Reconstructor
+
+    from stsl.reconstructors import given
+    from stsl.samplers import Sampler
+
+    found = load_attribute(name, "--sampler")
+    if isinstance(found, type) and issubclass(found, Sampler):
         return found
-    meant = nearest(name.lower().replace("-", "_"), SAMPLERS)
-    raise ValueError(f"unknown sampler {name!r}{meant}; there are {', '.join(SAMPLERS)}, or file.py:Class")
+    if isinstance(found, type) and issubclass(found, Reconstructor):
+        found = found()
+    if isinstance(found, Reconstructor):
+        return given(found, name)
+    raise TypeError(
+        f"--sampler {name}: needs a subclass of stsl.Sampler, or a deepinv Reconstructor or a class of one that is "
+        "called without arguments"
+    )
 
 
-def _changes(sampler: "Sampler", sets: Sequence[str]) -> dict[str, Any]:
-    fields = {f.name: f for f in dataclasses.fields(sampler)}  # type: ignore[arg-type]
+def changes(value: Any, sets: Sequence[str]) -> dict[str, Any]:
+    """The fields of a dataclass that `--set` changes, as "key=value"; types are those of the fields' defaults."""
+    fields = {f.name: f for f in dataclasses.fields(value)}
     changes: dict[str, Any] = {}
     for item in sets:
         key, equals, text = item.partition("=")
         if key not in fields:
-            owner = type(sampler).__name__
+            owner = type(value).__name__
             raise ValueError(f"{owner} has no field {key!r}{nearest(key, fields)}; it has {', '.join(fields)}")
         if not equals:
             raise ValueError(f"--set {item}: needs a value, as in --set {key}={fields[key].default}")

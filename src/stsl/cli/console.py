@@ -12,7 +12,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from stsl.loop import Frame
-    from stsl.restorer import Run
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 # Into a file or a pipe tables are as wide as they need; rich would cut them to 80 columns.
@@ -63,23 +62,27 @@ def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]
     results.print(table)
 
 
-def watch(run: "Run", label: str, *, quiet: bool = False) -> Iterator["Frame"]:
-    """The frames of a run, with a progress bar: steps, time left, and the residual as it falls."""
-    with Progress(
+def bar(*, quiet: bool = False) -> Progress:
+    """A progress bar on stderr: what, how many, the time taken and left, and what the task's field `said` tells."""
+    columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[residual]}"),
-        console=notes,
-        transient=True,
-        disable=quiet,
-    ) as progress:
-        task = progress.add_task(label, total=None, residual="")
+        TextColumn("{task.fields[said]}", markup=False),
+    )
+    return Progress(*columns, console=notes, transient=True, disable=quiet)
+
+
+def watch(run: Iterable["Frame"], label: str, *, quiet: bool = False) -> Iterator["Frame"]:
+    """The frames of a run, with a progress bar: steps, time left, and the residual as it falls."""
+    with bar(quiet=quiet) as progress:
+        task = progress.add_task(label, total=None, said="")
         for frame in run:
             residual = frame.state.log.get("residual")
-            shown = f"residual {float(residual.mean()):.4f}" if residual is not None else ""
-            progress.update(task, completed=frame.index + 1, total=frame.total, residual=shown)
+            said = f"residual {float(residual.mean()):.4f}" if residual is not None else ""
+            what = label if frame.stage == "restore" else f"{label}, {frame.stage}"
+            progress.update(task, description=what, completed=frame.index + 1, total=frame.total, said=said)
             yield frame

@@ -35,7 +35,7 @@ def demo(
     Example: `stsl demo --out demo`
     """
     from stsl import images
-    from stsl.cli.estimate import predict_seconds
+    from stsl.estimate import predict_seconds
     from stsl.priors.load import load_prior
     from stsl.samplers import PSLD, STSL
 
@@ -49,7 +49,7 @@ def demo(
     quick: list[tuple[str, Sampler]] = [("fast", STSL.preset("fast")), ("fast", PSLD.preset("fast"))]
     slow = False
     if not fast:
-        predicted = sum(predict_seconds(model, sampler, truth) for _, sampler in full) * len(TASKS)
+        predicted = sum(predict_seconds(model, sampler) for _, sampler in full) * len(TASKS)
         say(f"predicted: {predicted:.0f} s for everything at full settings")
         slow = predicted > PATIENCE_SECONDS
         if slow:

@@ -40,6 +40,7 @@ def _tasks() -> list[dict[str, Any]]:
 
 
 def _samplers() -> list[dict[str, Any]]:
+    from stsl.reconstructors import RECONSTRUCTORS
     from stsl.samplers import SAMPLERS
 
     return [
@@ -55,7 +56,7 @@ def _samplers() -> list[dict[str, Any]]:
                 for f in fields(cls)  # type: ignore[arg-type]
             ],
         }
-        for name, cls in SAMPLERS.items()
+        for name, cls in (SAMPLERS | RECONSTRUCTORS).items()
     ]
 
 

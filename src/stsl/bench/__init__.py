@@ -1,0 +1,1 @@
+"""The papers' tables again: suites, measurements made once, engines, one store, a report."""

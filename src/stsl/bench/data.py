@@ -1,0 +1,169 @@
+"""The pictures of a benchmark: from a folder, a Parquet file or the layouts of FFHQ, ImageNet and COCO."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+
+from stsl import images
+from stsl.bench.suite import Data
+from stsl.images import Photo
+from stsl.shapes import Image
+
+RESIZE = "largest square in the middle, bicubic with antialiasing"
+PARQUET = ".parquet"
+# WordNet ids of ImageNet's 118 breeds of dogs: n02085620 (Chihuahua) to n02113978 (Mexican hairless).
+DOGS = (2085620, 2113978)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture that is read when it is asked for.
+
+    Args:
+        id: what it is called in results; its noise, mask and kernel are drawn for this name.
+        source: where it comes from.
+        load: reads it.
+        tag: colour or grey, where the data say so; None asks the pixels.
+    """
+
+    id: str
+    source: str
+    load: Callable[[], Photo]
+    tag: str | None = None
+
+
+def square(photo: Photo, side: int) -> Image:
+    """The largest square in the middle of a photo, scaled to a side; (1, 3, side, side) in [0, 1]."""
+    height, width = photo.size
+    least = min(height, width)
+    top, left = (height - least) // 2, (width - least) // 2
+    x = photo.x[..., top : top + least, left : left + least]
+    if least == side:
+        return x
+    return F.interpolate(x, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def find_pictures(path: Path, wanted: Data, limit: int | None = None) -> list[Picture]:
+    """The pictures of a table, from the user's copy of a data set.
+
+    Args:
+        path: a folder or a Parquet file. A file is taken row by row; with a column `color`, colour and grey in turns.
+        wanted: the data of the suite. A folder is looked at in the layout it names, or in any other as it lies.
+        limit: at most so many of them.
+
+    Raises:
+        FileNotFoundError: nothing there, or too few pictures for the table; the message says what to place where.
+    """
+    if path.suffix == PARQUET:
+        found: Sequence[Picture] = _parquet(path)
+    elif path.is_dir():
+        found = _folder(path, wanted)
+    else:
+        raise FileNotFoundError(
+            f"no data at {path}: give a folder of pictures or a .parquet file. {what_to_place(wanted)}"
+        )
+    count = wanted.images if limit is None else min(limit, wanted.images)
+    if limit is None and len(found) < count:
+        raise FileNotFoundError(
+            f"{path} has {len(found)} pictures where this table takes {count}; --limit {len(found)} takes what is "
+            f"there. {what_to_place(wanted)}"
+        )
+    if wanted.choose == "random" and path.suffix != PARQUET:
+        found = sorted(found, key=lambda picture: _draw(wanted.seed, picture.id))
+    return list(found[:count])
+
+
+def what_to_place(wanted: Data) -> str:
+    """Which files a table needs, and where."""
+    if wanted.layout == "ffhq":
+        return (
+            "FFHQ: the PNGs of images1024x1024 (00000.png to 69999.png, in one folder or in folders of a thousand), "
+            "from github.com/NVlabs/ffhq-dataset"
+        )
+    if wanted.layout == "imagenet":
+        part = " of the dogs (n02085620 to n02113978), in folders by class" if wanted.only == "dogs" else ""
+        return (
+            f"ImageNet: the validation pictures{part} (ILSVRC2012_val_*.JPEG, in one folder or in folders by class) "
+            "from image-net.org; the papers' ctest10k.txt, one name per line, beside them where you have it"
+        )
+    if wanted.layout == "coco":
+        return "COCO: the folder val2017 with its 5000 JPEGs, from cocodataset.org"
+    return "Faces: any folder of pictures, or a Parquet file with a column image; without --data the built-in ones"
+
+
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.blake2b(f"{seed}\x1f{name}".encode(), digest_size=8).digest()
+
+
+def _folder(path: Path, wanted: Data) -> list[Picture]:
+    inner = {"coco": "val2017", "ffhq": "images1024x1024", "imagenet": "val"}.get(wanted.layout, "")
+    root = path / inner if inner and (path / inner).is_dir() else path
+    try:
+        sources = images.find([root])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. {what_to_place(wanted)}") from error
+    sources = [source for source in sources if source.path.suffix != ".safetensors"]
+    if wanted.only == "dogs":
+        sources = [source for source in sources if _is_dog(source.path)]
+    listed = next((file for file in (path / "ctest10k.txt", root / "ctest10k.txt") if file.is_file()), None)
+    if wanted.layout == "imagenet" and listed is not None:
+        names = {Path(line.split()[0]).stem for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()}
+        sources = [source for source in sources if source.path.stem in names]
+    ids = _names([source.relative for source in sources])
+    return [
+        Picture(name, str(source.path), lambda file=source.path: images.read(file))  # type: ignore[misc]
+        for name, source in zip(ids, sources, strict=True)
+    ]
+
+
+def _is_dog(path: Path) -> bool:
+    number = path.parent.name.removeprefix("n")
+    return number.isdigit() and DOGS[0] <= int(number) <= DOGS[1]
+
+
+def _names(paths: Iterable[Path]) -> list[str]:
+    """A distinct, safe name for each file: its own, with its folders where two are called the same."""
+    paths = list(paths)
+    short = [images.safe_stem(path.stem) for path in paths]
+    twice = {name for name, count in Counter(short).items() if count > 1}
+    names = [
+        images.safe_stem("_".join(path.with_suffix("").parts) + f"_{path.suffix[1:].lower()}")
+        if name in twice
+        else name
+        for name, path in zip(short, paths, strict=True)
+    ]
+    return names if len(set(names)) == len(names) else [f"{name}-{place}" for place, name in enumerate(names)]
+
+
+def _parquet(path: Path) -> list[Picture]:
+    import pyarrow.parquet as parquet
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    columns = parquet.read_schema(path).names
+    if "image" not in columns:
+        raise ValueError(f"{path} has no column image; it has {', '.join(columns)}")
+    table = parquet.read_table(path, columns=["image", *(["color"] if "color" in columns else [])])
+    order = list(range(table.num_rows))
+    tags: dict[int, str] = {}
+    if "color" in columns:
+        colour = table["color"].to_pylist()
+        tags = {i: "colour" if colour[i] else "grey" for i in order}  # lossy files of grey pictures are not quite grey
+        kinds = [[i for i in order if colour[i]], [i for i in order if not colour[i]]]
+        shorter = min(map(len, kinds))
+        order = [i for pair in zip(*kinds, strict=False) for i in pair] + kinds[0][shorter:] + kinds[1][shorter:]
+
+    def load(row: int) -> Photo:
+        cell: Any = table["image"][row].as_py()
+        return images.decode(cell["bytes"] if isinstance(cell, dict) else cell, Path(f"{path}#{row}"))
+
+    stem = images.safe_stem(path.stem)
+    return [
+        Picture(f"{stem}-{i}", f"{path}#{i}", lambda row=i: load(row), tags.get(i))  # type: ignore[misc]
+        for i in order
+    ]

@@ -1,0 +1,287 @@
+"""The driver: which units a suite has, which of them are left, and what becomes of them."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from stsl.bench.data import Picture
+from stsl.bench.engine import Engine
+from stsl.bench.identity import PriorChoice, PriorFiles, code_version, digest, prior_files, unit_key
+from stsl.bench.measuring import Measured, Measurer
+from stsl.bench.store import COSTS, Member, Store
+from stsl.bench.suite import Corruption, Method, Suite, check_side
+from stsl.bench.work import Batch, Item, Outcome, Restoring
+from stsl.files import atomic
+from stsl.images import safe_stem
+from stsl.options import nearest
+from stsl.samplers import Sampler
+
+log = logging.getLogger("stsl")
+
+# What one picture or one file can have wrong with it.
+ERRORS = (ValueError, TypeError, OSError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One picture, one task, one method: what a row of results is about."""
+
+    key: str
+    block: str
+    task: str
+    method: Method
+    sampler: Sampler
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A block with the prior that was found for it."""
+
+    name: str
+    prior: PriorChoice
+    files: PriorFiles
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Args:
+        suite: the table, or the part of it that was asked for.
+        blocks: those whose priors are here.
+        pictures: of what.
+        fast: every method at its preset "fast".
+        seed: of measurements and methods.
+        batch: units that are restored together.
+        rerun_changed: also do again what another version of the code did.
+        threads: of PyTorch in each worker.
+    """
+
+    suite: Suite
+    blocks: tuple[Chosen, ...]
+    pictures: Sequence[Picture]
+    fast: bool = False
+    seed: int = 0
+    batch: int = 4
+    rerun_changed: bool = False
+    threads: int | None = None
+
+    def rows(self, block: str) -> list[tuple[str, Method]]:
+        """The (task, method) pairs of a block."""
+        return [
+            (task, method)
+            for task in self.suite.tasks
+            for method in self.suite.methods
+            if method.block == block and self.suite.runs(method, task)
+        ]
+
+    @property
+    def units(self) -> int:
+        """How many there are."""
+        return len(self.pictures) * sum(len(self.rows(block.name)) for block in self.blocks)
+
+
+def choose_blocks(
+    suite: Suite, given: Mapping[str, str], device: str | None, precision: str, offline: bool
+) -> tuple[tuple[Chosen, ...], dict[str, str]]:
+    """The blocks of a suite whose priors are here, and why the others are left out.
+
+    Raises:
+        ValueError: a prior is given for a block that the suite has not, or is of the wrong family.
+    """
+    for name in given:
+        if name not in suite.blocks:
+            raise ValueError(
+                f"--prior {name}=...: {suite.name} has no such block{nearest(name, suite.blocks)}; it has "
+                f"{', '.join(suite.blocks)}"
+            )
+    chosen, left_out = [], {}
+    for name, block in suite.blocks.items():
+        if not any(method.block == name for method in suite.methods):
+            continue
+        prior = given.get(name, block.prior)
+        if prior is None:
+            left_out[name] = block.note or f"the suite names no prior: give one by --prior {name}=FOLDER"
+            continue
+        choice = PriorChoice(prior, device, precision, offline)
+        try:
+            files = prior_files(choice)
+        except OSError as error:
+            if name in given:
+                raise
+            left_out[name] = f"{error} {block.note}".strip()
+            continue
+        for task in suite.tasks:
+            if name in suite.blocks_of(task):
+                check_side(suite.tasks[task].spec, files.side)
+        chosen.append(Chosen(name, choice, files))
+    return tuple(chosen), left_out
+
+
+class Driver:
+    """Runs a plan into a store; the only writer of either."""
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store, self.plan = store, plan
+        self._in_flight: dict[str, Unit] = {}
+        self._tried: set[str] = set()
+        self.done_before = 0
+
+    def run(self, engine: Engine) -> Iterator[tuple[Unit, str | None]]:
+        """Each unit with its error, or None where it went well, as they are finished. What is done is left alone."""
+        plan = self.plan
+        settings: dict[str, Any] = {
+            "fast": plan.fast,
+            "seed": plan.seed,
+            "batch": plan.batch,
+            "pictures": len(plan.pictures),
+        }
+        settings |= {"blocks": {b.name: b.prior.name for b in plan.blocks}, "code": code_version()}
+        started = datetime.now(UTC).isoformat(timespec="microseconds")
+        self.store.put("runs", {"suite": plan.suite.name, "started": started, "settings": json.dumps(settings)})
+        self._failed: list[tuple[Unit, str]] = []
+        for batch, done in engine.run(Restoring(plan.threads), self._batches()):
+            yield from self._take_failed()
+            yield from self._record(batch, done)
+        yield from self._take_failed()
+
+    def _batches(self) -> Iterator[Batch]:
+        """What is left to do. A batch holds the same pictures in every run, so that a resumed one gives equal bits."""
+        for block in self.plan.blocks:
+            measurer = Measurer(self.store, block.files.side, self.plan.seed)
+            pictures = iter(self.plan.pictures)
+            while part := list(islice(pictures, self.plan.batch)):
+                for task, corruption in self.plan.suite.tasks.items():
+                    rows = [method for name, method in self.plan.rows(block.name) if name == task]
+                    if rows:
+                        measured = self._measure(measurer, block, part, task, corruption, rows)
+                        for method in rows:
+                            yield from self._batch(block, task, corruption, method, measured)
+
+    def _measure(
+        self,
+        measurer: Measurer,
+        block: Chosen,
+        part: Sequence[Picture],
+        task: str,
+        corruption: Corruption,
+        rows: Sequence[Method],
+    ) -> list[Measured]:
+        """The measurements of some pictures; one that cannot be made fails the units that needed it."""
+        found = []
+        for picture in part:
+            try:
+                found.append(measurer.measure(picture, task, corruption))
+            except ERRORS as error:
+                nothing = Measured(picture.id, task, Path(), Path(), "")
+                for method in rows:
+                    sampler = method.build(corruption.spec, fast=self.plan.fast)
+                    key = digest([self.plan.suite.name, block.name, task, method.name, picture.id, "no measurement"])
+                    self._fail(Unit(key, block.name, task, method, sampler, nothing), f"no measurement: {error}")
+        return found
+
+    def _batch(
+        self, block: Chosen, task: str, corruption: Corruption, method: Method, measured: Sequence[Measured]
+    ) -> Iterator[Batch]:
+        sampler = method.build(corruption.spec, fast=self.plan.fast)
+        name, settings = type(sampler).__name__, sampler.settings()
+        units = []
+        for each in measured:
+            key = unit_key(name, settings, self.plan.seed, each.sha256, block.files.hash)
+            units.append(Unit(key, block.name, task, method, sampler, each))
+        with self.store.together():
+            self.store.add_members(self._member(unit) for unit in units)
+        items = []
+        for unit in units:
+            if self._is_done(unit.key):
+                self.done_before += 1
+            elif unit.key not in self._tried:  # the same settings in two rows are one unit
+                self._tried.add(unit.key)
+                try:
+                    items.append(Item(unit.key, unit.measured.image, *unit.measured.read()))
+                    self._in_flight[unit.key] = unit
+                except ERRORS as error:
+                    self._fail(unit, str(error))
+        if items:
+            yield Batch(block.prior, sampler, self.plan.seed, tuple(items))
+
+    def _is_done(self, key: str) -> bool:
+        row = self.store.unit(key)
+        if row is None or row["status"] != "done" or not (self.store.folder / row["png"]).is_file():
+            return False
+        return not self.plan.rerun_changed or row["code"] == code_version()
+
+    def _record(self, batch: Batch, done: "list[Outcome] | Exception") -> Iterator[tuple[Unit, str | None]]:
+        """Write the PNGs, then their rows all at once: a batch is done or it is not."""
+        if isinstance(done, Exception):
+            said = f"{type(done).__name__}: {done}"
+            done = [Outcome(item.key, None, said, {}) for item in batch.items]
+        finished, rows = [], []
+        for outcome in done:
+            unit = self._in_flight.pop(outcome.key)
+            png, error = None, outcome.error
+            if outcome.png is not None:
+                png = self._place(unit)
+                try:
+                    with atomic(self.store.folder / png) as temporary:
+                        temporary.write_bytes(outcome.png)
+                except OSError as failure:
+                    png, error = None, f"the picture could not be written: {failure}"
+            rows.append(self._row(unit, outcome.facts, png, error))
+            finished.append((unit, error))
+        with self.store.together():
+            for row in rows:
+                self.store.finish(row)
+        yield from finished
+
+    def _fail(self, unit: Unit, error: str) -> None:
+        with self.store.together():
+            self.store.add_members([self._member(unit)])
+            self.store.finish(self._row(unit, {}, None, error))
+        self._failed.append((unit, error))
+
+    def _take_failed(self) -> Iterator[tuple[Unit, str | None]]:
+        """Those that failed before they reached an engine."""
+        failed, self._failed = self._failed, []
+        yield from failed
+
+    def _member(self, unit: Unit) -> Member:
+        return Member(self.plan.suite.name, unit.block, unit.task, unit.method.name, unit.measured.image, unit.key)
+
+    def _place(self, unit: Unit) -> str:
+        """Where a restored picture goes: a name for people, and enough of the key to keep settings apart."""
+        name = f"{safe_stem(unit.measured.image)}-{unit.key[:12]}.png"
+        return "/".join(("restored", unit.block, safe_stem(unit.task), safe_stem(unit.method.name), name))
+
+    def _row(self, unit: Unit, facts: dict[str, Any], png: str | None, error: str | None) -> dict[str, Any]:
+        block = next(block for block in self.plan.blocks if block.name == unit.block)
+        corruption = self.plan.suite.tasks[unit.task]
+        return {
+            "key": unit.key,
+            "status": "done" if png is not None else "failed",
+            "error": error,
+            "png": png,
+            "image": unit.measured.image,
+            "task": unit.task,
+            "spec": corruption.spec,
+            "noise": corruption.noise,
+            "block": unit.block,
+            "side": block.files.side,
+            "sampler": type(unit.sampler).__name__,
+            "settings": json.dumps(unit.sampler.settings(), sort_keys=True),
+            "seed": self.plan.seed,
+            "measurement": unit.measured.sha256,
+            "prior": facts.get("prior", block.prior.name),
+            "prior_hash": block.files.hash,
+            "code": code_version(),
+            "device": facts.get("device"),
+            "batch": facts.get("batch"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            **{name: facts.get(name) for name in COSTS},
+        }
