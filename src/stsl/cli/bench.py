@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stsl.cli.console import as_json, as_table, complain, notes, say
+from stsl.cli.console import as_json, as_table, bar, complain, say
 from stsl.cli.shared import Device, Offline, PrecisionName
 
 if TYPE_CHECKING:
@@ -145,28 +145,11 @@ def _pictures(suite: "Suite", data: Path | None, limit: int | None, blocks: "tup
 
 def _watched(driver: "Driver", plan: "Plan", engine: "Engine") -> int:
     """Run with a progress bar; how many units failed."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     failed = 0
-    with Progress(*columns, console=notes, transient=True) as progress:
-        bar = progress.add_task(plan.suite.name, total=plan.units)
+    with bar() as progress:
+        task = progress.add_task(plan.suite.name, total=plan.units, said="")
         for unit, error in driver.run(engine):
-            progress.update(bar, advance=1, completed=None, description=f"{unit.task} {unit.method.name}")
+            progress.update(task, advance=1, completed=None, description=f"{unit.task} {unit.method.name}")
             if error is not None:
                 failed += 1
                 complain(f"{unit.measured.image}, {unit.task}, {unit.method.name}: {error}")

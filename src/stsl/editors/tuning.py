@@ -1,20 +1,18 @@
 """Cross-attention tuning: control of attention, then a step towards the measurement."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from deepinv.physics import Inpainting
 from torch import Tensor
 
 from stsl.editors.control import CrossAttentionControl
 from stsl.numerics import gradient, norm_per_image, trace_estimate
-from stsl.perceptual.contrastive import ContrastiveLoss, load_contrastive
 from stsl.priors.base import Condition
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler, State, knob
+from stsl.samplers.contrast import Contrast, contrast, load_vit
 from stsl.shapes import Latent, Measurement, PerImage
 
 
@@ -47,7 +45,7 @@ class CrossAttentionTuning(Sampler):
     def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.nu:
-            self._load_vit(problem)
+            load_vit(problem, self.vit, f"nu = {self.nu}")
 
     def step(self, problem: Problem, state: State, t: int, t_next: int, rng: Rng) -> State:
         index = state.memory.index
@@ -59,8 +57,7 @@ class CrossAttentionTuning(Sampler):
                 probes = torch.stack([rng.normal(state.z, draw=n) for n in range(self.probes)])
             loss = partial(self._surrogate, prompted, t, probes)
         elif self.nu:
-            vit = self._load_vit(problem)
-            loss = partial(self._contrast, prompted, t, partial(vit.against, vit.keys(_picture(problem, problem.y))))
+            loss = partial(self._contrast, prompted, t, contrast(problem, self.vit, f"nu = {self.nu}"))
         else:
             return moved
         grad, r = gradient(loss, state.z)
@@ -77,27 +74,6 @@ class CrossAttentionTuning(Sampler):
             loss = loss + self.eta / z[0].numel() * trace_estimate(probes, scores, schedule.score(eps, t))
         return loss, r
 
-    def _contrast(
-        self, problem: Problem, t: int, against: Callable[[Measurement], PerImage], z: Latent
-    ) -> tuple[PerImage, Measurement]:
+    def _contrast(self, problem: Problem, t: int, loss: Contrast, z: Latent) -> tuple[PerImage, Measurement]:
         r = problem.residual(problem.schedule.clean(z, problem.epsilon(z, t), t))
-        return self.nu * against(_picture(problem, problem.y - r / 2)), r  # A(D(ẑ₀)), since r = 2 (y − A(D(ẑ₀)))
-
-    def _load_vit(self, problem: Problem) -> ContrastiveLoss:
-        if problem.y.ndim != 4 or problem.y.shape[1] != 3:
-            raise ValueError(
-                f"nu = {self.nu} compares pictures, and this measurement has shape {tuple(problem.y.shape)}, not "
-                "(B, 3, h, w): set nu to 0"
-            )
-        try:
-            # Offline: a hub id is fetched when somebody says so, never in the middle of an edit.
-            return load_contrastive(self.vit, device=problem.y.device, dtype=problem.prior.dtype, offline=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"nu = {self.nu} needs a ViT for the contrastive loss, and {error}. Without one set nu to 0"
-            ) from error
-
-
-def _picture(problem: Problem, v: Measurement) -> Measurement:
-    """A measurement as the ViT sees it: the holes of an inpainting are mid-grey, the zero of the papers' scale."""
-    return torch.where(problem.physics.mask > 0, v, 0.5) if isinstance(problem.physics, Inpainting) else v
+        return self.nu * loss(problem.y - r / 2), r  # A(D(ẑ₀)), since r = 2 (y − A(D(ẑ₀)))

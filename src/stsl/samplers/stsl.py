@@ -1,24 +1,23 @@
 """The second-order Tweedie sampler from a surrogate loss."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
 import torch
-from deepinv.physics import Inpainting
 from torch import Tensor
 
 from stsl.numerics import Adam, gradient, norm_per_image, trace_estimate
 from stsl.operators import Adjoint
-from stsl.perceptual.contrastive import ContrastiveLoss, load_contrastive
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler, State, knob
+from stsl.samplers.contrast import Contrast, contrast, load_vit
 from stsl.samplers.prompt import Prompt
 from stsl.schedule import Plan, Schedule
-from stsl.shapes import Latent, Measurement, PerImage
+from stsl.shapes import Latent, PerImage
 
 log = logging.getLogger("stsl")
 
@@ -30,9 +29,6 @@ WIDE_HOLE = 1 / 8
 FIT_STEPS, FIT_LR = 100, 0.05
 # Enough for the norm of a blur to some per cent; it only has to be of the right size.
 POWER_STEPS = 20
-
-# L_ViT(y, ·) per image.
-Contrast = Callable[[Measurement], PerImage]
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,30 +187,13 @@ class STSL(Sampler):
                 '`sigma` of the operator\'s noise model); meas_loss="norm" does not'
             )
         if self.nu:
-            if problem.y.ndim != 4 or problem.y.shape[1] != 3:
-                raise ValueError(
-                    f"STSL: nu = {self.nu} compares pictures, and this measurement has shape {tuple(problem.y.shape)}, "
-                    "not (B, 3, h, w): set nu to 0"
-                )
-            self._load_vit(problem)
-
-    def _load_vit(self, problem: Problem) -> ContrastiveLoss:
-        """The ViT of the contrastive loss; the second time it is the one of the first."""
-        try:
-            # Offline: a hub id is fetched when somebody says so, never in the middle of a restoration.
-            return load_contrastive(self.vit, device=problem.y.device, dtype=problem.prior.dtype, offline=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"STSL: nu = {self.nu} needs a ViT for the contrastive loss, and {error}. Without one set nu to 0, or "
-                'use the presets "balanced" or "fast"'
-            ) from error
+            try:
+                load_vit(problem, self.vit, f"STSL: nu = {self.nu}")
+            except ValueError as error:
+                raise ValueError(f'{error}, or use the presets "balanced" or "fast"') from error
 
     def _contrast(self, problem: Problem) -> Contrast | None:
-        """L_ViT(y, ·) with the keys of y, which are computed here and never again."""
-        if not self.nu:
-            return None
-        vit = self._load_vit(problem)
-        return partial(vit.against, vit.keys(_picture(problem, problem.y)))
+        return contrast(problem, self.vit, f"STSL: nu = {self.nu}") if self.nu else None
 
     def begin(self, problem: Problem, rng: Rng) -> State:
         z0 = problem.prior.encode(problem.start(cast(Adjoint, self.adjoint)))
@@ -308,8 +287,8 @@ class STSL(Sampler):
             trace = trace_estimate(probes, scores, schedule.score(eps, t), delta)
             terms.append(self.eta / z[0].numel() * trace)
         if memory.contrast is not None:
-            x = _picture(problem, problem.y - r / 2)  # A(D(ẑ₀)), since r = 2 (y − A(D(ẑ₀)))
-            terms.append(self.nu / z[0].numel() * memory.contrast(x))
+            measured = problem.y - r / 2  # A(D(ẑ₀)), since r = 2 (y − A(D(ẑ₀)))
+            terms.append(self.nu / z[0].numel() * memory.contrast(measured))
         if (forward := memory.forward.get(t)) is not None:
             terms.append(self.kappa * (z - forward).flatten(1).square().sum(1))
         return terms if compare else sum(terms[1:], terms[0]), eps, r
@@ -366,11 +345,6 @@ def _gain(problem: Problem, rng: Rng) -> PerImage:
         size = u.flatten(1).norm(dim=1)
         u = u / size.clamp(min=1e-12).reshape(-1, *[1] * (u.ndim - 1))
     return size
-
-
-def _picture(problem: Problem, v: Measurement) -> Measurement:
-    """A measurement as the ViT sees it: the holes of an inpainting are mid-grey, the zero of the papers' scale."""
-    return torch.where(problem.physics.mask > 0, v, 0.5) if isinstance(problem.physics, Inpainting) else v
 
 
 def _fit(problem: Problem, z: Latent) -> Latent:
