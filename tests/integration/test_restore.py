@@ -311,7 +311,12 @@ def test_ctrl_c_keeps_what_is_finished(photo, tmp_path):
     command = [sys.executable, "-m", "stsl", "restore", str(folder), "--task", "denoise", "--out", str(tmp_path / "r")]
     settings = ["--set", "steps=2", "--set", "inner_steps=1"]
     process = subprocess.Popen(
-        [*command, *settings], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [*command, *settings],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     first = tmp_path / "r" / "00.png.json"
     deadline = time.monotonic() + 120

@@ -82,10 +82,13 @@ def retensor(file: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, t
 
 
 def test_the_default_prior_ships_with_the_package():
-    assert load.builtin_names() == ["faces-128"]
+    assert load.builtin_names() == ["faces-128", "faces-64-pixel"]
     prior = load_prior(device="cpu")
     assert (prior.name, prior.latent_shape, prior.image_shape) == ("faces-128", (4, 32, 32), (3, 128, 128))
     assert prior.has_text
+    pixels = load_prior("faces-64-pixel", device="cpu")
+    assert (pixels.family, pixels.latent_shape, pixels.image_shape) == ("pixel", (3, 64, 64), (3, 64, 64))
+    assert not pixels.has_text
 
 
 NO_PATHS = ["", " ", "faces128", "C:\\models\\sd15", "owner\\model", "../nowhere/x", "/no/x", "~nobody/x"]
@@ -95,9 +98,8 @@ NO_IDS = ["owner/", "owner/model/part", "https://huggingface.co/a/b", "a/b\n", "
 @pytest.mark.parametrize("name", [*NO_PATHS, *NO_IDS])
 def test_what_is_no_name_of_anything_is_refused_with_the_ways_out(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match=r"a built-in one .faces-128., the path of a diffusers folder, or a hub"
-    ):
+    ways = r"a built-in one .faces-128, faces-64-pixel., the path of a diffusers folder, or a hub"
+    with pytest.raises(FileNotFoundError, match=ways):
         load_prior(name)
 
 

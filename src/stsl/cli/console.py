@@ -13,9 +13,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from stsl.loop import Frame
 
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
+# Texts are printed as they are: rich would make pictures of words between colons.
+notes = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 # Into a file or a pipe tables are as wide as they need; rich would cut them to 80 columns.
-results = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+results = Console(highlight=False, soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 
 class _ToNotes(logging.Handler):
