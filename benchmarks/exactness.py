@@ -2,10 +2,13 @@
 
     python benchmarks/exactness.py [--images docs/images] [--only traces,bound]
 
-The table of samplers comes from `stsl exact`. Takes some minutes on one core.
+    stsl exact --n 2000 --seed 1; python benchmarks/exactness.py --rows exact/results.csv
+
+The second line prints the tables of samplers. The theory takes some minutes on one core.
 """
 
 import argparse
+import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,6 +264,26 @@ def order(images: Path) -> None:
     table("Order of the deterministic reverse process", ["steps", "largest error", "order"], rows)
 
 
+def samplers(path: Path) -> None:
+    """The rows of `stsl exact`, a table for each problem."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    def short(row: dict[str, str]) -> str:
+        values = [float(row[key]) for key in ("mean_error", "spread", "sliced_w2", "weight_error")]
+        return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in values)
+
+    sigmas = sorted({float(row["sigma_y"]) for row in rows})
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        print(f"\n**{problem}**\n\n| sampler | steps | evaluations |", *(f"σ_y = {s:g} |" for s in sigmas))
+        print("|---|" + "---:|" * (2 + len(sigmas)))
+        for name in dict.fromkeys(row["sampler"] for row in rows):
+            mine = [row for row in rows if (row["problem"], row["sampler"]) == (problem, name)]
+            cells = {float(row["sigma_y"]): short(row) for row in mine}
+            steps, evaluations = mine[-1]["steps"] or "–", float(mine[-1]["evaluations"])
+            print(f"| {name} | {steps} | {evaluations:.0f} |", *(f"{cells.get(s, '–')} |" for s in sigmas))
+
+
 PARTS = {
     "traces": traces,
     "cost": cost,
@@ -276,7 +299,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--rows", type=Path, help="results.csv of `stsl exact`: print its tables and stop")
     args = parser.parse_args()
+    if args.rows:
+        samplers(args.rows)
+        return
     torch.set_num_threads(1)
     for name in args.only.split(","):
         PARTS[name](args.images)
