@@ -145,10 +145,13 @@ def test_what_is_written_loads_where_it_should(pictures, vae, tmp_path):
     assert CLIPModel.from_pretrained(tmp_path / "clip").config.projection_dim == 64
 
 
-def test_a_prior_goes_on_from_another_one(pictures, vae, tmp_path):
-    assert run("prior", pictures, tmp_path / "first", "--vae", vae) == 0
-    assert run("prior", pictures, tmp_path / "second", "--init", tmp_path / "first", "--lr", 0) == 0
+@pytest.mark.parametrize("name", ["prior", "pixel"])
+def test_a_prior_goes_on_from_another_one(name, pictures, vae, tmp_path):
+    more = ["--vae", vae] if name == "prior" else []
+    assert run(name, pictures, tmp_path / "first", *more) == 0
+    assert run(name, pictures, tmp_path / "second", "--init", tmp_path / "first", "--lr", 0) == 0
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert len(first) > 50
     for key in first:  # with no learning rate they stay what they were, but for the average's rounding
         torch.testing.assert_close(second[key], first[key], rtol=1e-6, atol=1e-6)
 
@@ -193,6 +196,8 @@ def test_bad_pictures_are_named_and_skipped(pictures, tmp_path, capsys):
         ("masked", ["--objective", "mask"], "masked or dino"),
         ("clip", ["--caption", "labell"], "did you mean 'label'"),
         ("clip", ["--caption", "a {mood} face"], "no column 'mood'"),
+        ("pixel", ["--init", "faces-64-pixel"], "pixels of --size"),
+        ("pixel", ["--init", "faces-128", "--size", 36], "a latent prior"),
         ("prior", [], "needs an autoencoder"),
         ("prior", ["--vae", "nowhere"], "nowhere"),
     ],

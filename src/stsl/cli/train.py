@@ -177,6 +177,9 @@ def pixel(
     channels: Channels = "32,64,128,160",
     layers: Annotated[int, typer.Option(help="Residual blocks per stage.", min=1)] = 1,
     attention: Annotated[str, typer.Option(help="Sides at which the UNet attends, separated by commas.")] = "16,8",
+    init: Annotated[
+        str | None, typer.Option(help="Go on from the network of this prior: a folder or a built-in name.")
+    ] = None,
     gamma: Annotated[float, typer.Option(help="Limit of min-SNR weighting; 0 for none.", min=0)] = 5.0,
     flip: Annotated[bool, typer.Option(help="Mirror half of the pictures.")] = True,
     steps: Steps = 100_000,
@@ -194,12 +197,23 @@ def pixel(
     settings = _settings(steps, batch, lr, seed, precision, sets, half, compile)
     stages, sides = _numbers(channels), _numbers(attention)
     with _begin(data, out, size, held_out, restart, settings) as (pictures, tested):
+        from stsl.priors.load import load_prior
+        from stsl.priors.pixel import PixelPrior
+        from stsl.schedule import VariancePreserving
         from stsl.training.pixel import Pixel
         from stsl.training.task import weights_from
 
+        begun = None if init is None else load_prior(init, device="cpu", precision="fp32")
+        if begun is not None and not (isinstance(begun, PixelPrior) and begun.image_shape == (3, size, size)):
+            raise ValueError(
+                f"--init {init} is a {begun.family} prior of {begun.image_shape} images: give one on pixels of --size"
+            )
         with weights_from(seed):
-            task = Pixel(size, stages, layers=layers, attention=sides, flip=flip, gamma=gamma)
-        facts = {"channels": stages, "layers": layers, "attention": sides, "flip": flip, "gamma": gamma}
+            unet = begun.unet if isinstance(begun, PixelPrior) else None
+            task = Pixel(size, stages, layers=layers, attention=sides, unet=unet, flip=flip, gamma=gamma)
+        if begun is not None and begun.schedule != VariancePreserving.from_config(task.scheduler.config):
+            raise ValueError(f"--init {init} has another schedule than DDPM's linear one, which is trained here")
+        facts = {"init": init, "channels": stages, "layers": layers, "attention": sides, "flip": flip, "gamma": gamma}
         _run(task, pictures, settings, out, facts, tested)
 
 

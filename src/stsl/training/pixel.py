@@ -28,6 +28,7 @@ class Pixel(Task):
         channels: of the UNet's stages; each but the first halves the side.
         layers: residual blocks per stage.
         attention: sides at which the UNet attends.
+        unet: go on from this network; `channels`, `layers` and `attention` are then its own.
         flip: mirror half of the pictures.
         gamma: limit of the signal-to-noise ratio as a weight.
     """
@@ -39,23 +40,12 @@ class Pixel(Task):
         *,
         layers: int = 1,
         attention: Sequence[int] = (16, 8),
+        unet: UNet2DModel | None = None,
         flip: bool = True,
         gamma: float = 5.0,
     ) -> None:
         super().__init__()
-        stages = [size >> index for index in range(len(channels))]
-        if size % (1 << (len(channels) - 1)):
-            raise ValueError(f"size {size} cannot be halved {len(channels) - 1} times: use fewer channels")
-        attends = [side in attention for side in stages]
-        self.unet = UNet2DModel(
-            sample_size=size,
-            block_out_channels=tuple(channels),
-            layers_per_block=layers,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-            attention_head_dim=32,
-            norm_num_groups=16,
-        )
+        self.unet = make_unet(size, channels, layers, attention) if unet is None else unet.requires_grad_(True)
         attend_plainly(self.unet)
         self.scheduler = DDPMScheduler(beta_start=1e-4, beta_end=2e-2, beta_schedule="linear", clip_sample=True)
         self.alpha_bar: Tensor
@@ -95,3 +85,24 @@ def tiled(x: Image, columns: int = 8) -> Image:
     """Images side by side in rows, shape (1, 3, H, W)."""
     rows = [torch.cat(list(row), dim=2) for row in x.split(columns) if len(row) == columns] or [torch.cat(list(x), 2)]
     return torch.cat(rows, dim=1)[None]
+
+
+def make_unet(size: int, channels: Sequence[int], layers: int, attention: Sequence[int]) -> UNet2DModel:
+    """A UNet on images, without weights.
+
+    Raises:
+        ValueError: a size that cannot be halved that often.
+    """
+    stages = [size >> index for index in range(len(channels))]
+    if size % (1 << (len(channels) - 1)):
+        raise ValueError(f"size {size} cannot be halved {len(channels) - 1} times: use fewer channels")
+    attends = [side in attention for side in stages]
+    return UNet2DModel(
+        sample_size=size,
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        attention_head_dim=32,
+        norm_num_groups=16,
+    )
