@@ -36,10 +36,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="faces restored together")
     parser.add_argument("--tasks", default="sr4,gaussian_blur,random_inpaint")
     parser.add_argument("--methods", default=";".join(METHODS), help="separated by semicolons")
+    parser.add_argument("--precision", default="auto", help="of the networks; give each one an --out of its own")
     args = parser.parse_args()
 
     x, ids, colour = read_faces(args.data, args.faces // 2, args.faces // 2)
-    prior = load_prior("faces-128")
+    prior = load_prior("faces-128", precision=args.precision)
     scores = Scores(args.out, ("task", "method"))
     for task in args.tasks.split(","):
         y, physics = tasks.measure(task, x, noise=NOISE, ids=ids)
