@@ -14,6 +14,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTModel
 from transformers.utils import logging
 
+from stsl.priors.base import Prior
+from stsl.priors.load import builtin_names, load_prior
+
 # What `scheduler_config.json` holds in stable-diffusion-v1-5, stable-diffusion-2-1 and google/ddpm-*.
 PNDM = {
     "_class_name": "PNDMScheduler",
@@ -220,6 +223,14 @@ def tokenizer_files(folder: Path) -> dict[str, int]:
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+
+
+def prior_named(name: str, folder: Path) -> Prior:
+    """A built-in prior, or one of 77 tokens made in `folder`: "kl", or "kl fp16 files", with weights kept in halves."""
+    if name in builtin_names():
+        return load_prior(name, device="cpu", precision="fp32")
+    dtype = torch.float16 if "fp16" in name else torch.float32
+    return load_prior(sd15_folder(folder, dtype=dtype), device="cpu", precision="fp32")
 
 
 def rename(file: Path, names: dict[str, str]) -> None:

@@ -1,6 +1,5 @@
 """A prior and an editor, joined: photos in, edited photos out, with the inversion kept for the next edit."""
 
-import gc
 import hashlib
 import json
 import logging
@@ -16,8 +15,8 @@ from torch import Tensor
 from stsl import images
 from stsl.cost import Cost
 from stsl.editors.base import Edit, Editor, Inversion, prepared
-from stsl.loop import Diverged, Frame
-from stsl.memory import OutOfMemory, ran_out, release
+from stsl.loop import Diverged, Frame, finite
+from stsl.memory import OutOfMemory, until_it_fits
 from stsl.priors.attention import Words, text_prior, word_maps
 from stsl.priors.base import Prior
 from stsl.problem import Problem
@@ -114,7 +113,7 @@ class EditRun(Iterator[Frame]):
         self._last: Frame | None = None
         self._inversion: Inversion | None = None
         self.was_kept = self.kept is not None and self.kept.is_file()
-        self._frames = self._iterate()
+        self._frames = until_it_fits(self._attempt, self._save_memory, self.problem.prior.device)
 
     def __next__(self) -> Frame:
         began = time.perf_counter()
@@ -126,18 +125,6 @@ class EditRun(Iterator[Frame]):
     def close(self) -> None:
         """Stop here; there will be no result."""
         self._frames.close()
-
-    def _iterate(self) -> Generator[Frame, None, None]:
-        while True:
-            try:
-                yield from self._attempt()
-                return
-            except RuntimeError as error:
-                if not ran_out(error):
-                    raise
-                said = str(error)
-            # Only here, where the error and all it holds are gone, is memory free again.
-            self._save_memory(said)
 
     def _attempt(self) -> Generator[Frame, None, None]:
         self._logs.clear()
@@ -170,8 +157,6 @@ class EditRun(Iterator[Frame]):
         Raises:
             OutOfMemory: nothing is left to do.
         """
-        gc.collect()
-        release(self.problem.prior.device)
         if len(self.ids) > 1:
             raise OutOfMemory(f"{len(self.ids)} images at once are too many for the memory: give fewer ({said})")
         change = self.problem.prior.lighten()
@@ -230,11 +215,7 @@ class EditRun(Iterator[Frame]):
 
     def _decoded(self, z: Latent) -> Image:
         prior = self.problem.prior
-        x = prior.decode(z)
-        if prior.is_narrow and not x.isfinite().all():
-            with prior.in_fp32():
-                x = prior.decode(z)
-        return x
+        return finite(prior, lambda: prior.decode(z), lambda x: x, "the decoded image")
 
 
 @dataclass(frozen=True, eq=False)

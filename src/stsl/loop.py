@@ -1,16 +1,22 @@
 """The loop over timesteps. There is no other one."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from stsl.priors.base import Prior
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler, State
 
 log = logging.getLogger("stsl")
+
+T = TypeVar("T")
 
 
 class Diverged(RuntimeError):
@@ -60,14 +66,28 @@ def iterate(
         before, prior = state, problem.prior.for_step(len(plan) - index)
         here = problem if prior is problem.prior else replace(problem, prior=prior)
         with torch.inference_mode(False), torch.no_grad():
-            state = sampler.step(here, before, t, t_next, rng.at(stage, index))
-            if prior.is_narrow and not state.z.isfinite().all():
-                log.warning("step %d of %d is not finite: once more in fp32, with the same noise", index + 1, len(plan))
-                with prior.in_fp32():
-                    state = sampler.step(here, before, t, t_next, rng.at(stage, index))
+            step = partial(sampler.step, here, before, t, t_next, rng.at(stage, index))
+            state = finite(prior, step, lambda state: state.z, f"step {index + 1} of {len(plan)}")
         if not state.z.isfinite().all():
             raise Diverged(
                 f"{type(sampler).__name__} diverged at step {index + 1} of {len(plan)} (t = {t}): the latent is not "
                 "finite any more. Smaller weights, a smaller lr or --precision fp32 may help"
             )
         yield Frame(index, len(plan), t, state, stage)
+
+
+def finite(prior: Prior, compute: Callable[[], T], values: Callable[[T], Tensor], what: str) -> T:
+    """What `compute` gives; in half precision computed once more in float32 if its values are not finite.
+
+    Args:
+        prior: whose precision it is.
+        compute: gives the same whenever it is called, but for rounding.
+        values: the tensor of a result that has to be finite.
+        what: names the result in the log.
+    """
+    result = compute()
+    if prior.is_narrow and not values(result).isfinite().all():
+        log.warning("%s is not finite: once more in fp32, with the same noise", what)
+        with prior.in_fp32():
+            return compute()
+    return result

@@ -1,10 +1,11 @@
 """Memory of a device: what there is, what a computation would take, and what it means to run out."""
 
+import gc
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 GIB = 2**30
+
+T = TypeVar("T")
 
 
 class OutOfMemory(RuntimeError):
@@ -35,6 +38,30 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def until_it_fits(
+    attempt: Callable[[], Iterator[T]], save: Callable[[str], None], device: torch.device
+) -> Generator[T, None, None]:
+    """What `attempt` yields; begun anew each time that memory runs out and `save` has found something to save.
+
+    Args:
+        attempt: begins from the beginning whenever it is called.
+        save: is told the error, once what the attempt held is free; raises where nothing is left to save.
+        device: whose memory it is.
+    """
+    while True:
+        try:
+            yield from attempt()
+            return
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            said = str(error)
+        # Only here, where the error and all it holds are gone, is memory free again.
+        gc.collect()
+        release(device)
+        save(said)
 
 
 def available(device: torch.device) -> int | None:

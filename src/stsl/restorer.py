@@ -1,7 +1,6 @@
 """A prior and a sampler, joined into a deepinv Reconstructor."""
 
 import copy
-import gc
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,8 @@ from deepinv.models import Reconstructor
 from torch import Tensor
 
 from stsl.cost import Cost, Metered
-from stsl.loop import Diverged, Frame, iterate
-from stsl.memory import OutOfMemory, ran_out, release
+from stsl.loop import Diverged, Frame, finite, iterate
+from stsl.memory import OutOfMemory, until_it_fits
 from stsl.priors.base import Prior
 from stsl.problem import Problem
 from stsl.result import Result
@@ -144,7 +143,7 @@ class Run(Iterator[Frame]):
         self._latents: list[Latent] = []
         self._logs: list[dict[str, Any]] = []
         self._kept: list[Frame] = []
-        self._frames = self._iterate()
+        self._frames = until_it_fits(self._attempt, self._save_memory, self.problem.prior.device)
 
     def __next__(self) -> Frame:
         began = time.perf_counter()
@@ -152,18 +151,6 @@ class Run(Iterator[Frame]):
             return next(self._frames)
         finally:
             self.cost.seconds += time.perf_counter() - began
-
-    def _iterate(self) -> Iterator[Frame]:
-        while True:
-            try:
-                yield from self._attempt()
-                return
-            except RuntimeError as error:
-                if not ran_out(error):
-                    raise
-                said = str(error)
-            # Only here, where the error and all it holds are gone, is memory free again.
-            self._save_memory(said)
 
     def _attempt(self) -> Iterator[Frame]:
         for results in (self._latents, self._logs, self._kept):
@@ -191,8 +178,6 @@ class Run(Iterator[Frame]):
         Raises:
             OutOfMemory: nothing is left to do.
         """
-        gc.collect()
-        release(self.problem.prior.device)
         if self.batch > 1:
             self.batch = -(-self.batch // 2)
             change: str | None = f"{self.batch} samples are drawn together"
@@ -232,11 +217,7 @@ class Run(Iterator[Frame]):
             raise RuntimeError("this run was stopped by an error and has no result")
         with torch.inference_mode(False), torch.no_grad():
             began = time.perf_counter()
-            raw = self._decoded()
-            if self.problem.prior.is_narrow and not raw.isfinite().all():
-                log.warning("the decoded image is not finite: once more in fp32")
-                with self.problem.prior.in_fp32():
-                    raw = self._decoded()
+            raw = finite(self.problem.prior, self._decoded, lambda x: x, "the decoded image")
             self.cost.seconds += time.perf_counter() - began
             if not raw.isfinite().all():
                 raise Diverged(f"{type(self.sampler).__name__}: the decoded image is not finite")

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from models import pixel_folder, sd15_folder, write_json
 from stsl import PSLD, STSL, Restorer, load_prior, tasks
 from stsl.cli import main
-from stsl.priors import latent, network
+from stsl.priors import network
 from stsl.priors.latent import LatentPrior
 from stsl.priors.load import builtin_folder
 from stsl.priors.pixel import PixelPrior
@@ -85,7 +85,7 @@ def test_a_folder_of_stable_diffusion_gives_what_diffusers_makes_of_it(names, tm
     folder = sd15_folder(tmp_path / "m", names=names)
     ours = load_prior(folder, device="cpu", precision="fp32")
     theirs = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    theirs.unet.set_attn_processor(latent.AttnProcessor())
+    network.attend(theirs.unet, theirs.device)
     z = normal(2, 4, 8, 8)
     with torch.no_grad():
         text = theirs.encode_prompt(PROMPT, "cpu", 1, do_classifier_free_guidance=False)[0]

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch.testing import assert_close
 
-from models import sd15_folder
+from models import prior_named, sd15_folder
 from stsl.priors.attention import (
     Alignment,
     Control,
@@ -29,15 +29,12 @@ T = 501
 
 @pytest.fixture(scope="module", params=PRIORS)
 def prior(request, tmp_path_factory):
-    if request.param == "faces-128":
-        return load_prior("faces-128", device="cpu", precision="fp32")
-    dtype = torch.float16 if "fp16" in request.param else torch.float32
-    return load_prior(sd15_folder(tmp_path_factory.mktemp("sd"), dtype=dtype), device="cpu", precision="fp32")
+    return prior_named(request.param, tmp_path_factory.mktemp("sd"))
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return load_prior(sd15_folder(tmp_path_factory.mktemp("sd")), device="cpu", precision="fp32")
+    return prior_named("kl", tmp_path_factory.mktemp("sd"))
 
 
 def control_of(prior, source, target, *, refine=False, cross=1.0, self_attention=0.0, **more):

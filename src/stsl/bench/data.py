@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
-
 from stsl import images
 from stsl.bench.suite import Data
 from stsl.images import Photo
-from stsl.shapes import Image
 
 RESIZE = "largest square in the middle, bicubic with antialiasing"
 PARQUET = ".parquet"
@@ -35,17 +32,6 @@ class Picture:
     source: str
     load: Callable[[], Photo]
     tag: str | None = None
-
-
-def square(photo: Photo, side: int) -> Image:
-    """The largest square in the middle of a photo, scaled to a side; (1, 3, side, side) in [0, 1]."""
-    height, width = photo.size
-    least = min(height, width)
-    top, left = (height - least) // 2, (width - least) // 2
-    x = photo.x[..., top : top + least, left : left + least]
-    if least == side:
-        return x
-    return F.interpolate(x, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
 def find_pictures(path: Path, wanted: Data, limit: int | None = None) -> list[Picture]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stsl import images, measurements, tasks
-from stsl.bench.data import RESIZE, Picture, square
+from stsl.bench.data import RESIZE, Picture
 from stsl.bench.store import Store
 from stsl.bench.suite import Corruption
 from stsl.shapes import Image
@@ -97,7 +97,7 @@ class Measurer:
         path = truth_path(self.store.folder, self.side, picture.id)
         if not (self._check_source(picture) and path.is_file()):
             photo = picture.load()
-            images.write(path, square(photo, self.side))
+            images.write(path, images.square(photo, self.side))
             tag = picture.tag or ("grey" if photo.is_grey else "colour")
             row = {"id": picture.id, "side": self.side, "source": picture.source, "tag": tag, "resize": RESIZE}
             self.store.put("pictures", row)

@@ -72,11 +72,11 @@ def restore(
     sources = images.find(inputs, skip=out)
     targets = images.outputs(sources, out)
     budget = memory_budget(memory)
+    loading: dict[str, Any] = {"name": chosen, "revision": revision, "device": device, "precision": precision}
+    loading |= {"offline": offline, "decoder": decoder or "full", "compiled": compile}
     if engine != "local" or address is not None:
         if budget is not None or on_error == "stop":
             raise ValueError(f"--engine {engine} takes no --memory and no --on-error stop: leave them out")
-        loading = {"name": chosen, "revision": revision, "device": device, "precision": precision, "offline": offline}
-        loading |= {"decoder": decoder or "full", "compiled": compile}
         options = {"prompt": prompt, "samples": samples, "seed": seed, "crop": crop, "resize": resize, "tiles": tiles}
         pairs = [(source.path.resolve(), target.resolve()) for source, target in zip(sources, targets, strict=True)]
         rows = _spread(engine, address, loading, method, corruption, options | {"batch": batch}, pairs, resume)
@@ -84,15 +84,7 @@ def restore(
         if any(row["output"] is None for row in rows):
             raise typer.Exit(1)
         return
-    model = load_prior(
-        chosen,
-        revision=revision,
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
-        offline=offline,
-        decoder=decoder or "full",
-        compiled=compile,
-    )
+    model = load_prior(**loading)
     model, _ = planned(model, method, budget, batch, offline=offline, decoder=decoder)
     code = tuple(Path(name.rpartition(":")[0]) for name in (sampler, operator or "") if ".py:" in name)
     job = Job(Restorer(model, method), corruption, prompt, samples, seed, crop, resize, tiles, batch, code)

@@ -78,14 +78,14 @@ def autoencoder(
     """Train an autoencoder: every stage but the last halves the side. Writes OUT/vae."""
     settings = _settings(steps, batch, lr, seed, precision, sets, half, compile)
     stages = _numbers(channels)
-    with _begin(data, out, size, held_out, restart, settings) as (pictures, tested):
-        from stsl.training.autoencoder import Autoencoder
-        from stsl.training.task import weights_from
+    pictures, tested = _begin(data, out, size, held_out, restart, settings)
+    from stsl.training.autoencoder import Autoencoder
+    from stsl.training.task import weights_from
 
-        with weights_from(seed):
-            task = Autoencoder(size, kind=kind, channels=stages, latent=latent, lpips=lpips, critic=critic)
-        facts = {"kind": kind, "channels": stages, "latent": latent, "lpips": lpips, "critic": critic}
-        _run(task, pictures, settings, out, facts, tested)
+    with weights_from(seed):
+        task = Autoencoder(size, kind=kind, channels=stages, latent=latent, lpips=lpips, critic=critic)
+    facts = {"kind": kind, "channels": stages, "latent": latent, "lpips": lpips, "critic": critic}
+    _run(task, pictures, settings, out, facts, tested)
 
 
 @train.command()
@@ -125,48 +125,48 @@ def prior(
     if vae is None and init is None:
         raise ValueError("a prior needs an autoencoder: give --vae FOLDER (see `stsl train autoencoder`), or --init")
     said = _captions(caption, words)
-    with _begin(data, out, size, held_out, restart, settings) as (pictures, tested):
-        import torch
+    pictures, tested = _begin(data, out, size, held_out, restart, settings)
+    import torch
 
-        from stsl.files import sha256
-        from stsl.priors.latent import LatentPrior
-        from stsl.priors.load import builtin_folder, builtin_names, load_prior
-        from stsl.training.captions import make_text_encoder, make_tokenizer
-        from stsl.training.latents import encode, load_vae
-        from stsl.training.prior import LatentDiffusion, make_unet
-        from stsl.training.task import weights_from
+    from stsl.files import sha256
+    from stsl.priors.latent import LatentPrior
+    from stsl.priors.load import builtin_folder, builtin_names, load_prior
+    from stsl.training.captions import make_text_encoder, make_tokenizer
+    from stsl.training.latents import encode, load_vae
+    from stsl.training.prior import LatentDiffusion, make_unet
+    from stsl.training.task import weights_from
 
-        source = str(vae or init)
-        folder = builtin_folder() / source if source in builtin_names() else Path(source)
-        autoencoder = load_vae(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        file = next((folder / "vae").glob("*.safetensors"))
-        said = said.check(pictures.columns)
+    source = str(vae or init)
+    folder = builtin_folder() / source if source in builtin_names() else Path(source)
+    autoencoder = load_vae(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    file = next((folder / "vae").glob("*.safetensors"))
+    said = said.check(pictures.columns)
 
-        def encoded(part: "Pictures", place: Path) -> "Latents":
-            return _shown(encode(part, autoencoder, place, sha256(file)), "encoding")
+    def encoded(part: "Pictures", place: Path) -> "Latents":
+        return _shown(encode(part, autoencoder, place, sha256(file)), "encoding")
 
-        latents = encoded(pictures, out / "training")
-        tested_latents = encoded(tested, out / "training" / "held_out") if tested is not None else None
-        shape = latents.values.shape
-        facts = {"channels": stages, "layers": layers, "init": init, "captions": list(said.templates), "empty": empty}
-        facts |= {"prediction": prediction, "gamma": gamma, "flip": flip, "text_width": text_width}
-        with weights_from(seed):
-            if init is None:
-                tokenizer = make_tokenizer(said.all(_distinct(pictures)), TOKENS)
-                unet = make_unet(shape[-1], shape[2], text_width, stages, layers)
-                parts = (unet, make_text_encoder(tokenizer, TOKENS, text_width), tokenizer)
-            else:
-                begun = load_prior(init, device="cpu", precision="fp32")
-                if not isinstance(begun, LatentPrior) or begun.latent_shape != shape[2:]:
-                    raise ValueError(
-                        f"--init {init} works on {begun.latent_shape} latents, and these pictures give {shape[2:]}: "
-                        "give a latent prior of the same --size and autoencoder"
-                    )
-                parts = (begun.unet, begun.text_encoder, begun.tokenizer)
-            task = LatentDiffusion(
-                autoencoder.cpu(), *parts, said, prediction=prediction, empty=empty, flip=flip, gamma=gamma
-            )
-        _run(task, latents, settings, out, facts, tested_latents)
+    latents = encoded(pictures, out / "training")
+    tested_latents = encoded(tested, out / "training" / "held_out") if tested is not None else None
+    shape = latents.values.shape
+    facts = {"channels": stages, "layers": layers, "init": init, "captions": list(said.templates), "empty": empty}
+    facts |= {"prediction": prediction, "gamma": gamma, "flip": flip, "text_width": text_width}
+    with weights_from(seed):
+        if init is None:
+            tokenizer = make_tokenizer(said.all(_distinct(pictures)), TOKENS)
+            unet = make_unet(shape[-1], shape[2], text_width, stages, layers)
+            parts = (unet, make_text_encoder(tokenizer, TOKENS, text_width), tokenizer)
+        else:
+            begun = load_prior(init, device="cpu", precision="fp32")
+            if not isinstance(begun, LatentPrior) or begun.latent_shape != shape[2:]:
+                raise ValueError(
+                    f"--init {init} works on {begun.latent_shape} latents, and these pictures give {shape[2:]}: "
+                    "give a latent prior of the same --size and autoencoder"
+                )
+            parts = (begun.unet, begun.text_encoder, begun.tokenizer)
+        task = LatentDiffusion(
+            autoencoder.cpu(), *parts, said, prediction=prediction, empty=empty, flip=flip, gamma=gamma
+        )
+    _run(task, latents, settings, out, facts, tested_latents)
 
 
 @train.command()
@@ -196,25 +196,25 @@ def pixel(
     """Train a prior on pixels, for the methods that work on them. Writes a diffusers folder."""
     settings = _settings(steps, batch, lr, seed, precision, sets, half, compile)
     stages, sides = _numbers(channels), _numbers(attention)
-    with _begin(data, out, size, held_out, restart, settings) as (pictures, tested):
-        from stsl.priors.load import load_prior
-        from stsl.priors.pixel import PixelPrior
-        from stsl.schedule import VariancePreserving
-        from stsl.training.pixel import Pixel
-        from stsl.training.task import weights_from
+    pictures, tested = _begin(data, out, size, held_out, restart, settings)
+    from stsl.priors.load import load_prior
+    from stsl.priors.pixel import PixelPrior
+    from stsl.schedule import VariancePreserving
+    from stsl.training.pixel import Pixel
+    from stsl.training.task import weights_from
 
-        begun = None if init is None else load_prior(init, device="cpu", precision="fp32")
-        if begun is not None and not (isinstance(begun, PixelPrior) and begun.image_shape == (3, size, size)):
-            raise ValueError(
-                f"--init {init} is a {begun.family} prior of {begun.image_shape} images: give one on pixels of --size"
-            )
-        with weights_from(seed):
-            unet = begun.unet if isinstance(begun, PixelPrior) else None
-            task = Pixel(size, stages, layers=layers, attention=sides, unet=unet, flip=flip, gamma=gamma)
-        if begun is not None and begun.schedule != VariancePreserving.from_config(task.scheduler.config):
-            raise ValueError(f"--init {init} has another schedule than DDPM's linear one, which is trained here")
-        facts = {"init": init, "channels": stages, "layers": layers, "attention": sides, "flip": flip, "gamma": gamma}
-        _run(task, pictures, settings, out, facts, tested)
+    begun = None if init is None else load_prior(init, device="cpu", precision="fp32")
+    if begun is not None and not (isinstance(begun, PixelPrior) and begun.image_shape == (3, size, size)):
+        raise ValueError(
+            f"--init {init} is a {begun.family} prior of {begun.image_shape} images: give one on pixels of --size"
+        )
+    with weights_from(seed):
+        unet = begun.unet if isinstance(begun, PixelPrior) else None
+        task = Pixel(size, stages, layers=layers, attention=sides, unet=unet, flip=flip, gamma=gamma)
+    if begun is not None and begun.schedule != VariancePreserving.from_config(task.scheduler.config):
+        raise ValueError(f"--init {init} has another schedule than DDPM's linear one, which is trained here")
+    facts = {"init": init, "channels": stages, "layers": layers, "attention": sides, "flip": flip, "gamma": gamma}
+    _run(task, pictures, settings, out, facts, tested)
 
 
 @train.command()
@@ -248,29 +248,29 @@ def vit(
     if objective not in ("masked", "dino"):
         raise ValueError(f"--objective {objective!r} is not known: masked or dino")
     said = _captions(caption, words) if clip else None
-    with _begin(data, out, size, held_out, restart, settings) as (pictures, tested):
-        from stsl.training.task import weights_from
+    pictures, tested = _begin(data, out, size, held_out, restart, settings)
+    from stsl.training.task import weights_from
 
-        shape = {"patch": patch, "width": width, "depth": depth, "heads": heads}
-        task: Task
-        with weights_from(seed):
-            if said is not None:
-                from stsl.training.captions import make_tokenizer
-                from stsl.training.clip import CLIP
+    shape = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+    task: Task
+    with weights_from(seed):
+        if said is not None:
+            from stsl.training.captions import make_tokenizer
+            from stsl.training.clip import CLIP
 
-                said = said.check(pictures.columns)
-                tokenizer = make_tokenizer(said.all(_distinct(pictures)), TOKENS)
-                task = CLIP(size, tokenizer, said, **shape)
-            elif objective == "masked":
-                from stsl.training.masked import Masked
+            said = said.check(pictures.columns)
+            tokenizer = make_tokenizer(said.all(_distinct(pictures)), TOKENS)
+            task = CLIP(size, tokenizer, said, **shape)
+        elif objective == "masked":
+            from stsl.training.masked import Masked
 
-                task = Masked(size, **shape)
-            else:
-                from stsl.training.dino import DINO
+            task = Masked(size, **shape)
+        else:
+            from stsl.training.dino import DINO
 
-                task = DINO(size, steps, **shape)
-        facts = shape | {"objective": "clip" if clip else objective, "captions": list(said.templates) if said else []}
-        _run(task, pictures, settings, out, facts, tested)
+            task = DINO(size, steps, **shape)
+    facts = shape | {"objective": "clip" if clip else objective, "captions": list(said.templates) if said else []}
+    _run(task, pictures, settings, out, facts, tested)
 
 
 TOKENS = 16  # per caption
@@ -318,10 +318,9 @@ def _distinct(pictures: "Pictures") -> list[dict[str, str]]:
     return [dict(zip(pictures.columns, row, strict=True)) for row in dict.fromkeys(rows)]
 
 
-@contextlib.contextmanager
 def _begin(
     data: str, out: Path, size: int, held_out: str | None, restart: bool, settings: "Settings"
-) -> Iterator[tuple["Pictures", "Pictures | None"]]:
+) -> tuple["Pictures", "Pictures | None"]:
     """The pictures to learn from and to test on, read with a progress bar."""
     import torch
 
@@ -334,7 +333,7 @@ def _begin(
     torch.set_float32_matmul_precision("high" if settings.precision == "bf16" else "highest")
     pictures = _shown(prepare(data, size, out / "training"), "reading")
     tested = _shown(prepare(held_out, size, out / "training" / "held_out"), "reading") if held_out else None
-    yield pictures, tested
+    return pictures, tested
 
 
 def _shown(parts: "Iterator[tuple[int, int | None] | Any]", label: str) -> Any:

@@ -17,7 +17,7 @@ from stsl.files import atomic
 from stsl.loop import Frame, iterate
 from stsl.options import nearest
 from stsl.priors.attention import Control, Words, following, refinement, replacement, split, text_prior
-from stsl.priors.base import Condition, Prior, Wrapped
+from stsl.priors.base import Prior, Wrapped
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import Sampler, State
@@ -255,15 +255,6 @@ class FirstLevel(Wrapped):
     def for_step(self, left: int) -> Prior:
         chosen = self.prior.for_step(left)
         return self if chosen is self.prior else FirstLevel(chosen)
-
-    def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:
-        return self.prior.epsilon(z, t, condition)
-
-    def encode(self, x: Image) -> Latent:
-        return self.prior.encode(x)
-
-    def decode(self, z: Latent) -> Image:
-        return self.prior.decode(z)
 
 
 def prepared(problem: Problem) -> Problem:

@@ -169,6 +169,13 @@ def _check_mask(photo: Photo, known: Tensor | None) -> None:
         )
 
 
+def square(photo: Photo, side: int) -> Image:
+    """The largest square in the middle of a photo, scaled to a side; (1, 3, side, side) in [0, 1]."""
+    height, width = photo.size
+    least = min(height, width)
+    return _resample(Box((height - least) // 2, (width - least) // 2, least, least).cut(photo.x), (side, side))
+
+
 def _fitted(photo: Photo, box: Box, size: tuple[int, int], known: Tensor | None) -> Fit:
     scale = min(size[0] / box.height, size[1] / box.width)
     height, width = max(1, round(box.height * scale)), max(1, round(box.width * scale))

@@ -134,13 +134,22 @@ class Prior(nn.Module, ABC):
 
 
 class Wrapped(Prior):
-    """A prior around another one, which answers everything but noise, encoding and decoding."""
+    """A prior around another one, which answers whatever a wrapper does not answer itself."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior = prior
         self.name, self.schedule, self.has_text, self.family = prior.name, prior.schedule, prior.has_text, prior.family
         self.latent_shape, self.image_shape, self.tiles = prior.latent_shape, prior.image_shape, prior.tiles
+
+    def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:
+        return self.prior.epsilon(z, t, condition)
+
+    def encode(self, x: Image) -> Latent:
+        return self.prior.encode(x)
+
+    def decode(self, z: Latent) -> Image:
+        return self.prior.decode(z)
 
     def clip(self, z0: Latent) -> Latent:
         return self.prior.clip(z0)

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stsl.priors.base import Condition, Precision, noise_of
-from stsl.priors.network import NetworkPrior
-from stsl.priors.precision import attends_plainly, autocast
+from stsl.priors.network import NetworkPrior, attend
+from stsl.priors.precision import autocast
 from stsl.shapes import Image, Latent
 
 log = logging.getLogger("stsl")
@@ -85,8 +84,7 @@ class LatentPrior(NetworkPrior):
         factor = 2 ** (len(_blocks(vae)) - 1)
         self.latent_shape = (channels, h, w)
         self.image_shape = (3, factor * h, factor * w)
-        if attends_plainly(next(unet.parameters()).device, _tokens(unet)):
-            unet.set_attn_processor(AttnProcessor())
+        attend(unet, next(unet.parameters()).device)
         parts = [unet, vae.encoder, vae.decoder]
         self._adopt(scheduler, parts, name, precision, commit, checkpointing, compiled)
         self._empty: Condition | None = None
@@ -147,14 +145,6 @@ class LatentPrior(NetworkPrior):
     def networks(self) -> list[Any]:
         """UNet and autoencoder; the text encoder runs once and stays as it is."""
         return [self.unet, self.vae]
-
-
-def _tokens(unet: UNet2DConditionModel) -> int:
-    """The most places that an attention of the network looks at."""
-    size = unet.config.sample_size
-    h, w = (size, size) if isinstance(size, int) else size
-    level = next((i for i, kind in enumerate(unet.config.down_block_types) if "Attn" in kind), 0)
-    return (h >> level) * (w >> level)
 
 
 def _blocks(vae: AutoencoderKL | AutoencoderTiny) -> list[int]:

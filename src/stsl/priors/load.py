@@ -3,7 +3,7 @@
 import logging
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -237,34 +237,17 @@ def _build(
         configs |= {part: folder.config(part) for part in ("vae", "text_encoder")}
     for part in configs:
         folder.tensors(part)  # a file that is missing or torn is found before gigabytes of the others are read
+    settings: dict[str, Any] = {"name": title, "precision": precision, "commit": commit}
+    settings |= {"checkpointing": checkpointing, "compiled": compiled}
     # Imported late: `stsl list` must not wait for diffusers and transformers.
     if on_pixels:
         from stsl.priors.pixel import PixelPrior
 
         unet = folder.network("unet", configs["unet"], device)
-        return PixelPrior(
-            unet,
-            scheduler,
-            name=title,
-            precision=precision,
-            commit=commit,
-            checkpointing=checkpointing,
-            compiled=compiled,
-        )
+        return PixelPrior(unet, scheduler, **settings)
 
     from stsl.priors.latent import LatentPrior
 
     tokenizer = folder.tokenizer(configs["text_encoder"])
     unet, vae, text_encoder = (folder.network(part, config, device) for part, config in configs.items())
-    return LatentPrior(
-        unet,
-        vae,
-        text_encoder,
-        tokenizer,
-        scheduler,
-        name=title,
-        precision=precision,
-        commit=commit,
-        checkpointing=checkpointing,
-        compiled=compiled,
-    )
+    return LatentPrior(unet, vae, text_encoder, tokenizer, scheduler, **settings)

@@ -7,12 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch.utils.checkpoint import checkpoint
 
 from stsl.priors.base import Precision, Prior, noise_of
 from stsl.priors.precision import DTYPES, allow, store
 from stsl.schedule import VariancePreserving
+
+# Up to this many tokens plain attention is the faster one on CPUs, forward and backward together; docs/performance.md.
+FEW_TOKENS = 256
 
 
 class NetworkPrior(Prior):
@@ -103,3 +107,14 @@ class NetworkPrior(Prior):
     def describe(self) -> dict[str, Any]:
         more = {"precision": self.precision, "prediction": self.prediction, "commit": self.commit}
         return super().describe() | more
+
+
+def attend(unet: UNet2DConditionModel | UNet2DModel, device: torch.device) -> None:
+    """Let a UNet that will run on `device` write softmax(Q Kᵀ) V out where that is faster than the fused kernel."""
+    size = unet.config.sample_size
+    h, w = (size, size) if isinstance(size, int) else size
+    level = next((i for i, kind in enumerate(unet.config.down_block_types) if "Attn" in kind), 0)
+    if device.type == "cpu" and (h >> level) * (w >> level) <= FEW_TOKENS:
+        for layer in unet.modules():
+            if isinstance(layer, Attention):
+                layer.set_processor(AttnProcessor())

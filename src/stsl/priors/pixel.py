@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DModel
 
 from stsl.priors.base import Condition, Precision, noise_of
-from stsl.priors.network import NetworkPrior
+from stsl.priors.network import NetworkPrior, attend
 from stsl.priors.precision import autocast
 from stsl.shapes import Image, Latent
 
@@ -53,6 +53,7 @@ class PixelPrior(NetworkPrior):
         h, w = (size, size) if isinstance(size, int) else size
         self.unet, self.family = unet, "pixel"
         self.latent_shape = self.image_shape = (3, h, w)
+        attend(unet, next(unet.parameters()).device)
         self._adopt(scheduler, [unet], name, precision, commit, checkpointing, compiled)
 
     def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:

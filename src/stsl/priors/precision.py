@@ -54,8 +54,6 @@ def pick_precision(precision: Precision | Literal["auto"], device: torch.device)
 
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Up to this many tokens plain attention is the faster one on CPUs, forward and backward together; docs/performance.md.
-FEW_TOKENS = 256
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -86,8 +84,3 @@ def allow(precision: Precision) -> None:
     """
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
-
-
-def attends_plainly(device: torch.device, tokens: int) -> bool:
-    """Whether softmax(Q Kᵀ) V written out is faster than the fused kernel: on CPUs, for few tokens."""
-    return device.type == "cpu" and tokens <= FEW_TOKENS

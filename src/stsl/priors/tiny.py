@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from stsl.priors.base import Condition, Prior, Wrapped
+from stsl.priors.base import Prior, Wrapped
 from stsl.priors.latent import LatentPrior
 from stsl.priors.precision import autocast, store
 from stsl.shapes import Image, Latent
@@ -51,15 +51,6 @@ class TinyDecoder(Wrapped):
     def for_step(self, left: int) -> Prior:
         return self if left <= self.last else self.quick
 
-    def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:
-        return self.prior.epsilon(z, t, condition)
-
-    def encode(self, x: Image) -> Latent:
-        return self.prior.encode(x)
-
-    def decode(self, z: Latent) -> Image:
-        return self.prior.decode(z)
-
     def lighten(self) -> str | None:
         change = self.prior.lighten()
         self.quick.follow()
@@ -93,9 +84,6 @@ class _Quick(Wrapped):
             self.follow()
             yield
         self.follow()
-
-    def epsilon(self, z: Latent, t: int, condition: Condition | None = None) -> Latent:
-        return self.full.epsilon(z, t, condition)
 
     def encode(self, x: Image) -> Latent:
         with autocast(x.device, self.full.precision):

@@ -1,15 +1,12 @@
 """Manifold constrained gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from stsl.numerics import gradient, norm_per_image
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers.base import BLURS, Sampler, State, knob
+from stsl.samplers.dps import DPS
 from stsl.samplers.score_sde import put_in
-from stsl.shapes import Latent
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,6 @@ class MCG(Sampler):
     adjoint: str = knob("paper", "A^T of the projection: the paper's, or exact", choices=("paper", "exact"))
 
     def step(self, problem: Problem, state: State, t: int, t_next: int, rng: Rng) -> State:
-        schedule, prior = problem.schedule, problem.prior
-
-        def loss(z: Latent) -> tuple[Tensor, ...]:
-            z0 = prior.clip(schedule.clean(z, problem.epsilon(z, t), t))
-            r = problem.residual(z0)
-            return norm_per_image(r), z0, r
-
-        grad, z0, r = gradient(loss, state.z)
-        z = schedule.draw(state.z, z0, t, t_next, rng.normal(state.z)) - self.alpha * grad
-        z = put_in(problem, z, t_next if self.level == "next" else t, rng.normal(problem.y, draw=1), self.adjoint)
-        return State(z, clean=z0, log={"residual": problem.rms(r)})
+        guided = DPS(self.steps, self.alpha).step(problem, state, t, t_next, rng)
+        t_measured, noise = t_next if self.level == "next" else t, rng.normal(problem.y, draw=1)
+        return replace(guided, z=put_in(problem, guided.z, t_measured, noise, self.adjoint))

@@ -4,8 +4,6 @@ import csv
 import hashlib
 import json
 import logging
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stsl import images
 from stsl.files import atomic
 from stsl.options import nearest
+from stsl.priors.load import is_hub_id
 from stsl.shapes import Image
 
 log = logging.getLogger("stsl")
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NAMED = 5  # bad files that are named in the report; the rest are counted
 
 Row = tuple[str, bytes | Path, dict[str, str]]
@@ -117,24 +114,16 @@ def _report(data: str | Path, bad: Mapping[str, str], good: int) -> None:
         if len(bad) > NAMED:
             log.warning("  and %d more; all are listed in pictures.json", len(bad) - NAMED)
     if not good:
-        why = Counter(re.sub(r"\d+|\S*[/\\.]\S*", "…", error) for error in bad.values()).most_common(1)
-        raise ValueError(
-            f"{data} has no picture to learn from"
-            + (f": all {len(bad)} were skipped, the first because {next(iter(bad.values()))}" if why else "")
-        )
+        why = f": all {len(bad)} were skipped, the first because {next(iter(bad.values()))}" if bad else ""
+        raise ValueError(f"{data} has no picture to learn from{why}")
 
 
 def _square(source: bytes | Path, name: str, size: int) -> bytes:
     photo = images.read(source) if isinstance(source, Path) else images.decode(source, Path(name))
     height, width = photo.size
-    side = min(height, width)
-    if side < size:
+    if min(height, width) < size:
         raise ValueError(f"{name} has {width} x {height} pixels (width x height), and {size} x {size} are needed")
-    top, left = (height - side) // 2, (width - side) // 2
-    x = photo.x[:, :, top : top + side, left : left + side]
-    if side != size:
-        x = F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
-    return (x[0] * 255).round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
+    return (images.square(photo, size)[0] * 255).round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
 
 
 def _rows(data: str | Path) -> Iterator[Row]:
@@ -164,7 +153,7 @@ def _stamp(data: str | Path) -> list[Any]:
         for file in found:
             digest.update(f"{file}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}\n".encode())
         return [str(path.resolve()), len(found), digest.hexdigest()]
-    if isinstance(data, Path) or not HUB_ID.fullmatch(data):
+    if isinstance(data, Path) or not is_hub_id(data):
         near = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(
             f"{data} does not exist{nearest(path.name, near)}; give a folder of pictures, a .parquet file or the hub "

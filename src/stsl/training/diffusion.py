@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def noised_loss(
@@ -41,12 +40,3 @@ def noised_loss(
     snr = (a / (1 - a)).flatten()
     weight = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1) if gamma else torch.ones_like(snr)
     return {"loss": (weight * error).mean(), "error": error.mean()}
-
-
-def attend_plainly(network: nn.Module) -> None:
-    """Attention by two matrix products where there is no GPU: on CPUs the backward pass of the fused one is slower."""
-    if torch.cuda.is_available():
-        return
-    for layer in network.modules():
-        if isinstance(layer, Attention):
-            layer.set_processor(AttnProcessor())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stsl.shapes import Image
 from stsl.training.data import Pictures
 from stsl.training.task import Inputs, Task
-from stsl.training.vit import Blocks, backbone, coloured, crops, normalised, patches, save_vit
+from stsl.training.vit import backbone, coloured, crops, normalised, patches, save_vit
 
 DECODER_DEPTH, DECODER_HEADS = 2, 4
 
@@ -39,7 +39,10 @@ class Masked(Task):
         self.narrow = nn.Linear(width, inner)
         self.hidden = nn.Parameter(0.02 * torch.ones(1, 1, inner))
         self.places = nn.Parameter(torch.zeros(1, self.n, inner))
-        self.decoder = Blocks(inner, DECODER_DEPTH, DECODER_HEADS)
+        layer = nn.TransformerEncoderLayer(
+            inner, DECODER_HEADS, 4 * inner, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerEncoder(layer, DECODER_DEPTH, nn.LayerNorm(inner), enable_nested_tensor=False)
         self.draws = nn.Linear(inner, 3 * patch**2)
 
     def parts(self, turn: str) -> Mapping[str, nn.Module]:

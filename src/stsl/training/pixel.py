@@ -8,10 +8,12 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from stsl.priors.network import attend
+from stsl.priors.precision import pick_device
 from stsl.rng import generator
 from stsl.shapes import Image
 from stsl.training.data import Pictures
-from stsl.training.diffusion import attend_plainly, noised_loss
+from stsl.training.diffusion import noised_loss
 from stsl.training.export import SHARD, fresh, stored_as
 from stsl.training.task import Inputs, Task
 
@@ -46,7 +48,7 @@ class Pixel(Task):
     ) -> None:
         super().__init__()
         self.unet = make_unet(size, channels, layers, attention) if unet is None else unet.requires_grad_(True)
-        attend_plainly(self.unet)
+        attend(self.unet, pick_device())
         self.scheduler = DDPMScheduler(beta_start=1e-4, beta_end=2e-2, beta_schedule="linear", clip_sample=True)
         self.alpha_bar: Tensor
         self.register_buffer("alpha_bar", self.scheduler.alphas_cumprod.float(), persistent=False)

@@ -9,10 +9,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from stsl.priors.network import attend
+from stsl.priors.precision import pick_device
 from stsl.rng import generator
 from stsl.shapes import Image
 from stsl.training.captions import Captions, token_ids
-from stsl.training.diffusion import attend_plainly, noised_loss
+from stsl.training.diffusion import noised_loss
 from stsl.training.export import SHARD, fresh, stored_as
 from stsl.training.latents import Latents
 from stsl.training.pixel import tiled
@@ -62,7 +64,7 @@ class LatentDiffusion(Task):
         self.vae = vae.requires_grad_(False)
         self.captions, self.prediction, self.empty, self.flip, self.gamma = captions, prediction, empty, flip, gamma
         self.length = tokenizer.model_max_length = text_encoder.config.max_position_embeddings
-        attend_plainly(self.unet)
+        attend(self.unet, pick_device())
         self.scheduler = DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,

@@ -314,15 +314,17 @@ def _cut(path: Path, step: int) -> None:
 
 def _append(path: Path, row: Mapping[str, float]) -> None:
     """Add a row; a column that is new gets its place at the end, and the rows before have it empty."""
-    header, rows = list(row), list[list[str]]()
+    old = list[str]()
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            old, *rows = list(csv.reader(file)) or [[]]
-        header = old + [name for name in row if name not in old]
-        if header == old:
-            with path.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([row.get(name, "") for name in header])
-            return
-    padded = [cells + [""] * (len(header) - len(cells)) for cells in rows]
-    with atomic(path) as target, target.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *padded, [row.get(name, "") for name in header]])
+            old = next(csv.reader(file), [])
+    header = old + [name for name in row if name not in old]
+    if header != old:
+        rows = list[list[str]]()
+        if old:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [cells + [""] * (len(header) - len(cells)) for cells in list(csv.reader(file))[1:]]
+        with atomic(path) as target, target.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow([row.get(name, "") for name in header])

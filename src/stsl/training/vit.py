@@ -82,18 +82,6 @@ def save_vit(vit: ViTModel, folder: Path, dtype: torch.dtype) -> None:
         (place / "preprocessor_config.json").write_text(json.dumps(steps, indent=2) + "\n", encoding="utf-8")
 
 
-class Blocks(nn.Module):
-    """Plain transformer blocks, normalised before each sublayer."""
-
-    def __init__(self, width: int, depth: int, heads: int) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.blocks(tokens)
-
-
 def head(width: int, hidden: int, out: int) -> nn.Sequential:
     """DINO's projection: three layers to a narrow vector of unit length, compared with prototypes outside."""
     return nn.Sequential(
@@ -109,3 +97,26 @@ def patches(x: Image, side: int) -> Tensor:
 def momentum(step: int, steps: int, low: float) -> float:
     """From `low` to 1 along a cosine."""
     return 1 - (1 - low) * (math.cos(math.pi * min(1.0, step / steps)) + 1) / 2
+
+
+def places(side: int, width: int) -> Tensor:
+    """Where each of side × side patches lies, as sines and cosines of row and column, shape (side², width).
+
+    Positions that begin small and random cost a transformer of this size hundreds of steps in which all patches look
+    alike to it; these tell neighbours from strangers at once.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, for rows and columns as in He et al. 2022,
+    arXiv:2111.06377, appendix A.
+
+    Raises:
+        ValueError: a width that is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(
+            f"a width of {width} does not divide into sines and cosines of rows and columns: take {4 * -(-width // 4)}"
+        )
+    rates = 10_000 ** (-torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * rates
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
