@@ -15,12 +15,13 @@ from stsl import images
 from stsl.rng import generator
 from stsl.training import checkpoint
 from stsl.training.captions import Captions, make_tokenizer, read_words, tidy, token_ids
+from stsl.training.clip import CLIP
 from stsl.training.data import Pictures, prepare
 from stsl.training.diffusion import noised_loss
 from stsl.training.dino import DINO
 from stsl.training.masked import Masked
 from stsl.training.run import batch_rows
-from stsl.training.vit import crops, patches
+from stsl.training.vit import crops, lay_out, patches
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -240,6 +241,30 @@ def test_the_teacher_follows_the_student_and_gets_no_gradient():
     torch.testing.assert_close(task.teacher["vit"].layernorm.bias, before + 0.01)
     task.moved(10)  # at the end it stands still
     torch.testing.assert_close(task.teacher["vit"].layernorm.bias, before + 0.01)
+
+
+def test_places_begin_apart_and_nearer_to_their_neighbours():
+    places = torch.zeros(64, 16)
+    lay_out(places)
+    apart = torch.cdist(places, places)
+    assert (apart + torch.eye(64)).min() > 0.2
+    middle = apart[27].view(8, 8)
+    assert middle[3, 4] < middle[3, 6]
+    assert middle[4, 3] < middle[6, 3]
+    torch.testing.assert_close(middle[4, 3], middle[3, 4])
+    with pytest.raises(ValueError, match="a width of 18 is no multiple of 4"):
+        lay_out(torch.zeros(64, 18))
+
+
+def test_a_pair_learns_from_pictures_while_its_text_encoder_stays_as_it_is():
+    captions = Captions(("a {face} face",), {"face": {"1": ("smiling",), "0": ("sad",)}})
+    tokenizer = make_tokenizer(["a smiling face", "a sad face"], 8)
+    task = CLIP(16, tokenizer, captions, patch=4, width=16, depth=1, heads=2, text_width=8)
+    data = Pictures(faces(8, 16).pixels, {"face": list("10101010")}, "test")
+    task(task.draw(data, torch.arange(8), generator(0)), "main")["loss"].backward()
+    learning = {name for name, parameter in task.trained("main") if parameter.grad is not None}
+    assert {name.split(".")[1] for name in learning} == {"vision_model", "visual_projection"}
+    assert all(parameter.grad is None for parameter in task.clip.text_model.parameters())
 
 
 def test_a_crop_of_the_whole_is_the_image_or_its_mirror():

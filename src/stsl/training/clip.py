@@ -15,7 +15,7 @@ from stsl.training.captions import Captions, make_text_encoder, token_ids
 from stsl.training.data import Pictures
 from stsl.training.export import SHARD, fresh, stored_as
 from stsl.training.task import Inputs, Task
-from stsl.training.vit import MEAN, STD, coloured, crops, normalised
+from stsl.training.vit import MEAN, STD, coloured, crops, lay_out, normalised
 
 
 class CLIP(Task):
@@ -23,7 +23,13 @@ class CLIP(Task):
 
     Loss: cross-entropy over the batch in both directions, where every caption of the same words counts as right.
 
-    Source: Radford et al. 2021, arXiv:2103.00020, Figure 3; equal captions as in Khosla et al. 2020, arXiv:2004.11362.
+    The text encoder is locked, at the weights it begins with. Where it learns too, with few captions and a vision
+    transformer that has seen nothing yet, both make all embeddings alike (the loss stays at the logarithm of the batch)
+    and neither comes back. What a caption means is therefore learnt for whole captions: ask with the words that were
+    trained on.
+
+    Source: Radford et al. 2021, arXiv:2103.00020, Figure 3; equal captions as in Khosla et al. 2020, arXiv:2004.11362;
+    a locked tower as in Zhai et al. 2022, arXiv:2111.07991, where it is the other one.
 
     Args:
         size: side of the images.
@@ -58,12 +64,15 @@ class CLIP(Task):
         )
         text = make_text_encoder(tokenizer, self.length, text_width).config
         self.clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64))
+        for locked in (self.clip.text_model, self.clip.text_projection, self.clip.logit_scale):
+            locked.requires_grad_(False)
+        lay_out(self.clip.vision_model.embeddings.position_embedding.weight[1:])
 
     def parts(self, turn: str) -> Mapping[str, nn.Module]:
         return {"clip": self.clip}
 
     def draw(self, data: Pictures, rows: Tensor, source: torch.Generator) -> Inputs:
-        x = coloured(crops(data.at(rows), (0.7, 1.0), self.size, source), 0.3, source)
+        x = coloured(crops(data.at(rows), (0.8, 1.0), self.size, source), 0.3, source)
         texts = [self.captions.draw(data.row(int(row)), source) for row in rows]
         return {"x": x, "ids": token_ids(self.tokenizer, texts, self.length)}
 

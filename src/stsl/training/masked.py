@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stsl.shapes import Image
 from stsl.training.data import Pictures
 from stsl.training.task import Inputs, Task
-from stsl.training.vit import backbone, coloured, crops, normalised, patches, save_vit
+from stsl.training.vit import backbone, coloured, crops, lay_out, normalised, patches, save_vit
 
 DECODER_DEPTH, DECODER_HEADS = 2, 4
 
@@ -39,6 +39,7 @@ class Masked(Task):
         self.narrow = nn.Linear(width, inner)
         self.hidden = nn.Parameter(0.02 * torch.ones(1, 1, inner))
         self.places = nn.Parameter(torch.zeros(1, self.n, inner))
+        lay_out(self.places[0])
         layer = nn.TransformerEncoderLayer(
             inner, DECODER_HEADS, 4 * inner, 0.0, "gelu", batch_first=True, norm_first=True
         )

@@ -34,7 +34,9 @@ def backbone(size: int, patch: int = 8, width: int = 192, depth: int = 6, heads:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    return ViTModel(config, add_pooling_layer=False)
+    vit = ViTModel(config, add_pooling_layer=False)
+    lay_out(vit.embeddings.position_embeddings[0, 1:])
+    return vit
 
 
 def normalised(x: Image) -> Tensor:
@@ -99,24 +101,28 @@ def momentum(step: int, steps: int, low: float) -> float:
     return 1 - (1 - low) * (math.cos(math.pi * min(1.0, step / steps)) + 1) / 2
 
 
-def places(side: int, width: int) -> Tensor:
-    """Where each of side × side patches lies, as sines and cosines of row and column, shape (side², width).
+def lay_out(positions: Tensor) -> None:
+    """Let a transformer's positions begin as sines and cosines of row and column, in place.
 
-    Positions that begin small and random cost a transformer of this size hundreds of steps in which all patches look
+    Positions that begin small and random cost a transformer of this size thousands of steps in which all patches look
     alike to it; these tell neighbours from strangers at once.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, for rows and columns as in He et al. 2022,
-    arXiv:2111.06377, appendix A.
+    arXiv:2111.06377, appendix A; of amplitude 1/2, to be as large as what a patch itself gives.
+
+    Args:
+        positions: of side × side patches, shape (side², width).
 
     Raises:
         ValueError: a width that is no multiple of 4.
     """
+    n, width = positions.shape
     if width % 4:
-        raise ValueError(
-            f"a width of {width} does not divide into sines and cosines of rows and columns: take {4 * -(-width // 4)}"
-        )
+        raise ValueError(f"a width of {width} is no multiple of 4: sines and cosines of rows and columns need that")
+    side = math.isqrt(n)
     rates = 10_000 ** (-torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * rates
     waves = torch.cat([angles.sin(), angles.cos()], 1)
     rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
-    return torch.cat([rows, columns], -1).flatten(0, 1)
+    with torch.no_grad():
+        positions.copy_(torch.cat([rows, columns], -1).flatten(0, 1) / 2)
