@@ -171,6 +171,17 @@ def test_resume_skips_what_is_done_with_these_settings_and_nothing_else(run_json
     assert len(run_json(*arguments, "--seed", 1)[1]) == 1
 
 
+def test_a_long_run_says_beforehand_how_long_it_takes(run, photo, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    quick = ("--task", "denoise", "--fast", "--set", "steps=2", "--set", "inner_steps=1", "--out", tmp_path / "r")
+    _, _, err = run("restore", tmp_path / "a.png", tmp_path / "b.png", *quick)
+    assert "hours:minutes:seconds" not in err
+    monkeypatch.setattr("stsl.cli.restore.WORTH_A_REHEARSAL", 4)
+    _, _, err = run("restore", tmp_path / "a.png", tmp_path / "b.png", *quick, "--seed", 1)
+    assert re.search(r"expected: \d:\d\d:\d\d a photo, \d:\d\d:\d\d for 2 \(hours", err)
+
+
 def test_results_never_replace_their_photos(run, photo):
     before = photo.read_bytes()
     code, _, err = run("restore", photo, "--task", "denoise", "--out", photo.parent)

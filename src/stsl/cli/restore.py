@@ -1,5 +1,6 @@
 """`stsl restore`: corrupted photos in, restored photos out."""
 
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +12,14 @@ from stsl.cli.shared import Decoder, Device, Memory, Offline, PrecisionName, Pri
 
 if TYPE_CHECKING:
     from stsl.photos import Corruption, Job, Prepared
+    from stsl.priors.base import Prior
     from stsl.result import Result
     from stsl.samplers import Sampler
 
 # What is wrong with a photo, or with restoring it; anything else is a fault of this program.
 ERRORS = (ValueError, TypeError, OSError, RuntimeError)
+
+WORTH_A_REHEARSAL = 40  # steps in all; a rehearsal takes two of each kind
 
 
 def restore(
@@ -90,6 +94,10 @@ def restore(
     job = Job(Restorer(model, method), corruption, prompt, samples, seed, crop, resize, tiles, batch, code)
     together = Together(job, batch if samples == 1 else 1)
     stop = on_error == "stop"
+    pairs = zip(sources, targets, strict=True)
+    waiting = sum(not (resume and job.is_done(source.path, target)) for source, target in pairs)
+    if not tiles:
+        _say_how_long(model, method, waiting, samples, batch)
 
     try:
         for number, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):
@@ -109,6 +117,21 @@ def restore(
         _report(rows, json)
     if any(row["output"] is None for row in rows):
         raise typer.Exit(1)
+
+
+def _say_how_long(prior: "Prior", method: "Sampler", photos: int, samples: int, batch: int) -> None:
+    """What `stsl estimate` would say, where finding out takes a small part of the time itself."""
+    from stsl.estimate import predict_seconds
+
+    if photos * samples * len(method.plan(prior.schedule)) < WORTH_A_REHEARSAL:
+        return
+    rows = min(batch, max(photos, samples))
+    try:
+        seconds = predict_seconds(prior, method, rows) / rows * samples
+    except ERRORS:
+        return  # whatever is wrong, the run itself will say it, or save the memory that lacks
+    each, whole = (datetime.timedelta(seconds=round(time)) for time in (seconds, seconds * photos))
+    say(f"expected: {each} a photo" + (f", {whole} for {photos}" if photos > 1 else "") + " (hours:minutes:seconds)")
 
 
 def _spread(
