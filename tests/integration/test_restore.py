@@ -177,7 +177,7 @@ def test_a_long_run_says_beforehand_how_long_it_takes(run, photo, tmp_path, monk
     quick = ("--task", "denoise", "--fast", "--set", "steps=2", "--set", "inner_steps=1", "--out", tmp_path / "r")
     _, _, err = run("restore", tmp_path / "a.png", tmp_path / "b.png", *quick)
     assert "hours:minutes:seconds" not in err
-    monkeypatch.setattr("stsl.cli.restore.WORTH_A_REHEARSAL", 4)
+    monkeypatch.setattr(sys.modules["stsl.cli.restore"], "WORTH_A_REHEARSAL", 4)
     _, _, err = run("restore", tmp_path / "a.png", tmp_path / "b.png", *quick, "--seed", 1)
     assert re.search(r"expected: \d:\d\d:\d\d a photo, \d:\d\d:\d\d for 2 \(hours", err)
 
