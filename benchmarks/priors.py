@@ -29,6 +29,7 @@ from torchvision.utils import make_grid, save_image
 from stsl import LPIPS, Prior, Problem, Rng, Sampler, State, files, iterate, knob, load_prior, metrics
 from stsl.distances import frechet, kid
 from stsl.perceptual import PooledVGG, load_contrastive
+from stsl.perceptual.clip import load_clip
 from stsl.priors.load import builtin_folder
 from stsl.priors.precision import pick_precision
 from stsl.rng import generator
@@ -37,6 +38,7 @@ FIGURES = ("autoencoder", "noise", "samples", "copies", "sheets", "probe", "corr
 PROMPTS = [
     f"a {colour} photo of a {face} face" for colour in ("color", "black and white") for face in ("smiling", "neutral")
 ]
+ASKED = ("a neutral face", "a smiling face")  # of CLIP; the captions of faces-clip
 GUIDANCE = 3.0
 BANDS = 5  # of the timesteps, each measured at two levels
 FLOORS = 5  # draws of training faces whose distance from the test faces is the best a prior can be expected to reach
@@ -402,28 +404,10 @@ class Bench:
 
     def zero_shot(self) -> list[Row]:
         """Balanced accuracy of "smiling" against "neutral" on the happy and neutral test faces."""
-        from transformers import CLIPModel, CLIPTokenizer
-
-        model = CLIPModel.from_pretrained(
-            self.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )  # the files may be in half precision
-        model = model.to(self.args.device).eval()
-        tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
-        facts = json.loads((self.folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        mean, std = (torch.tensor(facts[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
-
-        def embedded(output: object) -> Tensor:  # transformers gives the output of the tower since version 5
-            return normalize(getattr(output, "pooler_output", output), dim=-1).cpu()
-
-        texts = []
-        for face in ("neutral", "smiling"):
-            words = [prompt for prompt in PROMPTS if face in prompt]
-            tokens = tokenizer(words, padding=True, return_tensors="pt").to(self.args.device)
-            texts.append(embedded(model.get_text_features(**tokens)).mean(0))
+        clip = load_clip(self.folder, device=self.args.device)
         asked, happy = self.neutral_or_happy()
-        pixels = (((x - mean) / std).to(self.args.device) for x in self.test.batches(64, asked))
-        pictures = torch.cat([embedded(model.get_image_features(pixel_values=x)) for x in pixels])
-        said = (pictures @ torch.stack(texts).T).argmax(1) == 1
+        faces = self.test.batches(64, asked)
+        said = torch.cat([clip.accuracy(x.to(self.args.device), *ASKED).cpu() for x in faces]) > 0.5
         return self.balanced("zero-shot, balanced accuracy", said, happy, self.test.colour[asked])
 
     # ---- shared
