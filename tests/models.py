@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel, UNet
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, ViTConfig, ViTModel
 from transformers.utils import logging
 
 from stsl.priors.base import Prior
@@ -196,6 +196,26 @@ def vit_folder(path: Path, *, size: int = 32, patch: int = 8, pooler: bool = Fal
         vit.save_pretrained(path)
     pixels = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_normalize": True}
     write_json(path / "preprocessor_config.json", pixels | {"feature_extractor_type": "ViTFeatureExtractor"})
+    return path
+
+
+def clip_folder(path: Path, *, size: int = 32, length: int = 16, seed: int = 0) -> Path:
+    """A CLIPModel as transformers saves it, with random weights that tell pictures and texts apart."""
+    numbers = tokenizer_files(path)
+    text = {"vocab_size": len(numbers), "max_position_embeddings": length, "hidden_size": 24, "intermediate_size": 48}
+    text |= {"bos_token_id": numbers["<|startoftext|>"], "eos_token_id": numbers["<|endoftext|>"]}
+    vision = {"image_size": size, "patch_size": 8, "hidden_size": 24, "intermediate_size": 48}
+    small = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    clip = CLIPModel(CLIPConfig(text_config=text | small, vision_config=vision | small, projection_dim=8))
+    for parameter in clip.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape)
+    torch.random.set_rng_state(torch_state)
+    with _quiet():
+        clip.save_pretrained(path)
+    pixels = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "do_normalize": True}
+    write_json(path / "preprocessor_config.json", pixels | {"image_processor_type": "CLIPImageProcessor"})
     return path
 
 

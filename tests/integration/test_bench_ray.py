@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from models import pixel_folder
+from models import pixel_folder, sd15_folder
 from stsl import images
 from stsl.bench.data import find_pictures
 from stsl.bench.drive import Driver, Plan, choose_blocks
@@ -31,11 +31,13 @@ SUITE = {
     "title": "A tiny table",
     "source": "nowhere",
     "data": {"layout": "faces", "images": 4},
-    "blocks": {"pixel": {"side": 64}},
+    "edit": {"source": "a photo", "target": "a face"},
+    "blocks": {"pixel": {"side": 64}, "latent": {"side": 64}},
     "tasks": {"motion_blur": {"spec": "motion_blur", "noise": 0.01}},
     "methods": [
         {"name": "DMPS", "sampler": "dmps", "block": "pixel", "set": {"steps": 2}},
         {"name": "TV", "sampler": "admm_tv", "block": "pixel", "set": {"steps": 2, "inner_steps": 2}},
+        {"name": "NTI", "editor": "nti", "block": "latent", "set": {"steps": 2, "null_steps": 1}},
     ],
     "reference": "DMPS",
     "published": {"file": "stsl_table1_inversion.csv", "tables": ["1"], "comparable": False},
@@ -113,7 +115,8 @@ def test_a_dead_worker_comes_back_and_nothing_listens_beyond_this_machine(engine
 
 def test_a_benchmark_on_ray_equals_a_local_one(engine, tmp_path, prior, photos, one_thread):
     table = Suite.model_validate(SUITE)
-    blocks, _ = choose_blocks(table, {"pixel": str(prior)}, "cpu", "fp32", True)
+    latent = sd15_folder(tmp_path / "latent", size=64)
+    blocks, _ = choose_blocks(table, {"pixel": str(prior), "latent": str(latent)}, "cpu", "fp32", True)
     pictures = find_pictures(photos[0].parent, Data(layout="faces", images=4))
     found = {}
     for name, where in (("local", Local()), ("ray", engine)):
@@ -125,8 +128,8 @@ def test_a_benchmark_on_ray_equals_a_local_one(engine, tmp_path, prior, photos, 
             ]
         found[name] = [row | {"png": row["png"] and (out / row["png"]).read_bytes()} for row in rows]
     assert found["local"] == found["ray"]
-    assert [row["status"] for row in found["ray"]].count("done") == 6
-    assert [row["status"] for row in found["ray"]].count("failed") == 2  # the picture that is cut short
+    assert [row["status"] for row in found["ray"]].count("done") == 9
+    assert [row["status"] for row in found["ray"]].count("failed") == 3  # the picture that is cut short
 
 
 def test_a_folder_of_photos_on_ray_equals_a_local_one(engine, tmp_path, prior, photos, one_thread):

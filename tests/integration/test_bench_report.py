@@ -4,6 +4,7 @@ import csv
 import html.parser
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_the_report_is_displayed_by_a_browser(finished):
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as browsers:
         try:
-            browser = browsers.chromium.launch()
+            browser = browsers.chromium.launch(executable_path=shutil.which("chromium"))
         except playwright.Error:
             pytest.skip("Chromium is not installed")
         page = browser.new_page()

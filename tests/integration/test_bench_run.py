@@ -26,8 +26,10 @@ from stsl.bench.identity import PriorChoice
 from stsl.bench.scores import psnr_uint8_wrap, score_missing
 from stsl.bench.store import Store
 from stsl.bench.suite import Data, Suite
+from stsl.bench.ways import Restored
 from stsl.bench.work import Restoring
 from stsl.cli import main
+from stsl.samplers import DMPS
 
 SUITE = {
     "name": "tiny",
@@ -177,8 +179,6 @@ def test_a_corrupt_picture_is_recorded_and_the_others_go_on(tmp_path, prior, pho
 
 
 def test_a_method_that_raises_or_diverges_fails_alone(tmp_path, prior, photos, monkeypatch):
-    from stsl.samplers import DMPS
-
     whole = DMPS.step
 
     def step(self, problem, state, t, t_next, rng):
@@ -352,7 +352,8 @@ def test_the_database_is_readable_while_a_run_goes_on(tmp_path, prior, photos):
 
 def test_a_worker_keeps_its_prior(prior):
     worker, choice = Restoring(1)(), PriorChoice(str(prior), "cpu", "fp32", True)
-    assert worker.prior(choice) is worker.prior(PriorChoice(str(prior), "cpu", "fp32", True))
+    again, other = PriorChoice(str(prior), "cpu", "fp32", True), Restored(DMPS(steps=7))
+    assert worker.networks(Restored(DMPS()), choice) is worker.networks(other, again)
 
 
 def test_suites_are_listed(capsys):

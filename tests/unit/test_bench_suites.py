@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import pickle
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from PIL import Image as Picture
 from pydantic import ValidationError
 
 from stsl import images
-from stsl.bench.data import find_pictures, square
+from stsl.bench.data import find_pictures
 from stsl.bench.published import figures, published_folder
-from stsl.bench.suite import Data, Published, Suite, load_suite, suite_folder, suite_names
+from stsl.bench.suite import Data, Method, Published, Suite, load_suite, suite_folder, suite_names
 
 PUBLISHED_SUITES = {
     "psld-ffhq256",
@@ -21,6 +23,7 @@ PUBLISHED_SUITES = {
     "stsl-table2",
     "stsl-table3",
     *(f"stsl-table4{letter}" for letter in "abcde"),
+    "stsl-table4f-editing",
     "stsl-table5",
 }
 
@@ -31,7 +34,9 @@ def content(name="mini-table1"):
 
 def test_every_published_table_has_its_suite():
     assert set(suite_names()) >= PUBLISHED_SUITES
-    assert {f"mini-{name}" for name in ("table1", "table2", "table3", "table4", "table5", "psld")} <= set(suite_names())
+    assert {f"mini-{name}" for name in ("table1", "table2", "table3", "table4", "table4f", "table5", "psld")} <= set(
+        suite_names()
+    )
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -82,6 +87,13 @@ def test_a_suite_that_runs_sr8_at_64_is_refused():
         (lambda s: s["methods"][0].update(block="latnt"), "did you mean 'latent'"),
         (lambda s: s["tasks"]["sr4"].update(spec="sr5"), "unknown task"),
         (lambda s: s.update(reference="none"), "no method"),
+        (lambda s: s["methods"][0].update(name="STSL, again"), "has a comma"),
+        (lambda s: s["methods"][0].update(editor="nti"), "one of sampler, editor and pipeline"),
+        (lambda s: s["methods"][0].update(restorer={"sampler": "psld"}), "only an editor has a restorer"),
+        (lambda s: s["methods"][0].update(prior="a/b"), "a pipeline names the weights"),
+        (lambda s: s["methods"].append({"name": "x", "editor": "nti", "block": "latent"}), "edits: say what"),
+        (lambda s: s["methods"].append({"name": "x", "editor": "ntj", "block": "latent"}), "did you mean 'nti'"),
+        (lambda s: s["methods"].append({"name": "x", "pipeline": "paint", "block": "latent"}), "'inpaint'"),
     ],
 )
 def test_what_a_suite_does_not_know_is_refused(change, said, tmp_path):
@@ -108,11 +120,77 @@ def test_methods_and_tasks_are_chosen_by_name():
         load_suite("mini-table1").only("pslt", None)
 
 
+def test_an_editor_behind_a_restorer_is_called_by_both():
+    suite = load_suite("mini-table4f")
+    assert [method.name for method in suite.only("nti,psld+nti", None).methods] == ["NTI", "PSLD then NTI"]
+    assert [method.name for method in suite.only("stsl then nti", None).methods] == ["STSL then NTI"]
+
+
 def test_what_makes_a_row_holds_under_fast_too():
     rows = {method.name: method for method in load_suite("mini-table4").methods}
     assert rows["STSL[K=10]"].build("salt_pepper", fast=True).inner_steps == 10
     assert rows["STSL[T=5]"].build("salt_pepper", fast=True).steps == 5
     assert rows["STSL[T=5]"].build("salt_pepper").inner_steps == 5
+
+
+def edits(**changes):
+    wrong = content("mini-table4f")
+    wrong["edit"] |= changes.pop("edit", {})
+    wrong["methods"][3] |= changes
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"edit": {"region": [0, 0, 1, 1]}}, "whole picture"),
+        ({"edit": {"target": ""}}, "needs a target prompt"),
+        ({"edit": {"cross": 1.5}}, "share of the steps"),
+        ({"restorer": {"sampler": "admm_tv"}}, "unknown restorer"),
+        ({"restorer": {"sampler": "psld", "preset": "papr"}}, "no preset 'papr'"),
+        ({"set": {"lam": 0.1}}, "lam"),
+        ({"preset": "fast"}, "only a sampler has presets"),
+    ],
+    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
+)
+def test_an_edit_that_cannot_be_is_refused(changes, said):
+    with pytest.raises(ValidationError, match=said):
+        Suite.model_validate(edits(**changes))
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_what_a_worker_is_given_can_go_to_another_process(name):
+    suite = load_suite(name)
+    for method in suite.methods:
+        for task, corruption in suite.tasks.items():
+            if suite.runs(method, task):
+                way = method.way(corruption.spec, suite.edit)
+                there = pickle.loads(pickle.dumps(way))
+                assert there == way
+                assert json.loads(json.dumps(there.settings())) == way.settings()
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED_SUITES))
+def test_a_contrastive_term_at_512_pixels_names_a_vit_of_photos(name):
+    """The built-in one knows faces of 64 pixels; a row that names no other would be run with it, or left out."""
+    suite = load_suite(name)
+    for method in suite.methods:
+        settings = method.way("sr4", suite.edit).settings()
+        for part in (settings, settings.get("restorer") or {}):
+            assert not part.get("nu") or part["vit"] == "facebook/dino-vitb8", method.name
+
+
+def test_an_editors_row_has_its_restorer_and_what_the_suite_changes():
+    suite = load_suite("mini-table4f")
+    rows = {method.name: method.way("sr8", suite.edit) for method in suite.methods}
+    assert (rows["NTI"].name, rows["NTI"].settings()["restorer"]) == ("NTI", None)
+    assert rows["PSLD then NTI"].settings()["restorer"]["sampler"] == "PSLD"
+    assert rows["STSL-CAT"].settings()["edit"]["target"] == "a smiling face"
+    quick = {method.name: method.way("sr8", suite.edit, fast=True).settings() for method in suite.methods}
+    assert quick["NTI"]["steps"] == 10 < rows["NTI"].settings()["steps"]
+    assert quick["STSL-CAT"]["restorer"]["steps"] < rows["STSL-CAT"].settings()["restorer"]["steps"]
+    with_ten = Method.model_validate({"name": "x", "editor": "nti", "block": "b", "vary": {"steps": 7}})
+    assert with_ten.build("sr8", fast=True).steps == 7  # what makes the row holds
 
 
 def test_no_published_figure_is_filled_in_and_doubtful_ones_do_not_count():
@@ -152,6 +230,9 @@ def test_pictures_of_the_published_layouts_are_found(tmp_path):
     assert len(find_pictures(tmp_path / "coco", Data(layout="coco", images=3))) == 3
     assert len(find_pictures(tmp_path / "imagenet", Data(layout="imagenet", images=4))) == 4
     assert len(find_pictures(tmp_path / "imagenet", Data(layout="imagenet", images=3, only="dogs"))) == 3
+    picture(tmp_path / "imagenet" / "val" / "n02123159" / "ILSVRC2012_val_00000008.JPEG")
+    (cat,) = find_pictures(tmp_path / "imagenet", Data(layout="imagenet", images=9, only="cats"), limit=9)
+    assert cat.id == "ILSVRC2012_val_00000008"
     (tmp_path / "imagenet" / "ctest10k.txt").write_text("ILSVRC2012_val_00000009.JPEG 1\n", encoding="utf-8")
     (listed,) = find_pictures(tmp_path / "imagenet", Data(layout="imagenet", images=1))
     assert listed.id == "ILSVRC2012_val_00000009"
@@ -186,12 +267,20 @@ def test_a_parquet_file_gives_colour_and_grey_in_turns(tmp_path):
         return {"bytes": buffer.getvalue(), "path": f"{value}.png"}
 
     colour = [True, True, True, False, False]
-    table = pyarrow.table({"image": [png(value) for value in range(5)], "color": colour})
+    emotion = ["neutral", "happiness", "", "neutral", "neutral"]
+    table = pyarrow.table({"image": [png(value) for value in range(5)], "color": colour, "emotion": emotion})
     parquet.write_table(table, tmp_path / "faces.parquet")
     found = find_pictures(tmp_path / "faces.parquet", Data(layout="faces", images=5))
     assert [p.id for p in found] == ["faces-0", "faces-3", "faces-1", "faces-4", "faces-2"]
     assert [p.tag for p in found] == ["colour", "grey", "colour", "grey", "colour"]
     assert round(float(found[1].load().x[0, 0, 0, 0]) * 255) == 3
+    kinds = {
+        only: [
+            p.id for p in find_pictures(tmp_path / "faces.parquet", Data(layout="faces", images=9, only=only), limit=9)
+        ]
+        for only in ("neutral", "smiling")
+    }
+    assert kinds == {"neutral": ["faces-0", "faces-3", "faces-4"], "smiling": ["faces-1"]}
 
 
 def test_the_square_is_the_middle_of_the_photo(tmp_path):
@@ -199,7 +288,7 @@ def test_the_square_is_the_middle_of_the_photo(tmp_path):
     stripes = Picture.new("RGB", (60, 20), (0, 0, 0))
     stripes.paste((255, 255, 255), (20, 0, 40, 20))
     stripes.save(path)
-    x = square(images.read(path), 20)
+    x = images.square(images.read(path), 20)
     assert x.shape == (1, 3, 20, 20)
     assert torch.equal(x, torch.ones_like(x))
 

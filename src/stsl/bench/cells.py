@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stsl.bench.store import COSTS, SCORES, Store
+from stsl.bench.store import COSTS, EDIT_SCORES, SCORES, Store
 
-COLUMNS = (*SCORES, *COSTS)
-LOWER_IS_BETTER = frozenset({"lpips_vgg", "lpips_alex", "fid", "kid", "seconds", "residual"})
+COLUMNS = (*SCORES, *EDIT_SCORES, *COSTS)
+LOWER_IS_BETTER = frozenset(
+    {"lpips_vgg", "lpips_alex", "lpips_outside", "key_distance", "fid", "kid", "seconds", "residual"}
+)
 
 
 class Place(NamedTuple):

@@ -6,9 +6,9 @@ import numpy as np
 
 from stsl.bench.cells import LOWER_IS_BETTER, Cells, load_cells
 from stsl.bench.stats import paired
-from stsl.bench.store import Store
+from stsl.bench.store import EDIT_SCORES, Store
 
-METRICS = ("lpips_vgg", "lpips_alex", "psnr", "ssim")
+METRICS = ("lpips_vgg", "lpips_alex", "psnr", "ssim", *EDIT_SCORES)
 
 
 def compare(first: Store, second: Store) -> list[dict[str, Any]]:

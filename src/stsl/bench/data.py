@@ -13,8 +13,11 @@ from stsl.images import Photo
 
 RESIZE = "largest square in the middle, bicubic with antialiasing"
 PARQUET = ".parquet"
-# WordNet ids of ImageNet's 118 breeds of dogs: n02085620 (Chihuahua) to n02113978 (Mexican hairless).
-DOGS = (2085620, 2113978)
+# WordNet ids of parts of ImageNet: its 118 breeds of dogs, n02085620 (Chihuahua) to n02113978 (Mexican hairless), and
+# its five domestic cats, n02123045 (tabby) to n02124075 (Egyptian cat).
+BREEDS = {"dogs": (2085620, 2113978), "cats": (2123045, 2124075)}
+# Labels in a column `emotion`.
+EMOTIONS = {"neutral": "neutral", "smiling": "happiness"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,7 @@ def find_pictures(path: Path, wanted: Data, limit: int | None = None) -> list[Pi
         FileNotFoundError: nothing there, or too few pictures for the table; the message says what to place where.
     """
     if path.suffix == PARQUET:
-        found: Sequence[Picture] = _parquet(path)
+        found: Sequence[Picture] = _parquet(path, EMOTIONS.get(wanted.only or ""))
     elif path.is_dir():
         found = _folder(path, wanted)
     else:
@@ -72,14 +75,18 @@ def what_to_place(wanted: Data) -> str:
             "from github.com/NVlabs/ffhq-dataset"
         )
     if wanted.layout == "imagenet":
-        part = " of the dogs (n02085620 to n02113978), in folders by class" if wanted.only == "dogs" else ""
+        ends = BREEDS.get(wanted.only or "")
+        part = f" of the {wanted.only} (n{ends[0]:08} to n{ends[1]:08}), in folders by class" if ends else ""
         return (
             f"ImageNet: the validation pictures{part} (ILSVRC2012_val_*.JPEG, in one folder or in folders by class) "
             "from image-net.org; the papers' ctest10k.txt, one name per line, beside them where you have it"
         )
     if wanted.layout == "coco":
         return "COCO: the folder val2017 with its 5000 JPEGs, from cocodataset.org"
-    return "Faces: any folder of pictures, or a Parquet file with a column image; without --data the built-in ones"
+    part = f" that show {wanted.only} faces (with a column emotion, those are chosen)" if wanted.only else ""
+    return (
+        f"Faces: any folder of pictures, or a Parquet file with a column image{part}; without --data the built-in ones"
+    )
 
 
 def _draw(seed: int, name: str) -> bytes:
@@ -94,8 +101,8 @@ def _folder(path: Path, wanted: Data) -> list[Picture]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}. {what_to_place(wanted)}") from error
     sources = [source for source in sources if source.path.suffix != ".safetensors"]
-    if wanted.only == "dogs":
-        sources = [source for source in sources if _is_dog(source.path)]
+    if ends := BREEDS.get(wanted.only or ""):
+        sources = [source for source in sources if _is_among(source.path, ends)]
     listed = next((file for file in (path / "ctest10k.txt", root / "ctest10k.txt") if file.is_file()), None)
     if wanted.layout == "imagenet" and listed is not None:
         names = {Path(line.split()[0]).stem for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()}
@@ -107,9 +114,9 @@ def _folder(path: Path, wanted: Data) -> list[Picture]:
     ]
 
 
-def _is_dog(path: Path) -> bool:
+def _is_among(path: Path, ends: tuple[int, int]) -> bool:
     number = path.parent.name.removeprefix("n")
-    return number.isdigit() and DOGS[0] <= int(number) <= DOGS[1]
+    return number.isdigit() and ends[0] <= int(number) <= ends[1]
 
 
 def _names(paths: Iterable[Path]) -> list[str]:
@@ -126,7 +133,7 @@ def _names(paths: Iterable[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [f"{name}-{place}" for place, name in enumerate(names)]
 
 
-def _parquet(path: Path) -> list[Picture]:
+def _parquet(path: Path, emotion: str | None) -> list[Picture]:
     import pyarrow.parquet as parquet
 
     if not path.is_file():
@@ -134,8 +141,11 @@ def _parquet(path: Path) -> list[Picture]:
     columns = parquet.read_schema(path).names
     if "image" not in columns:
         raise ValueError(f"{path} has no column image; it has {', '.join(columns)}")
-    table = parquet.read_table(path, columns=["image", *(["color"] if "color" in columns else [])])
+    table = parquet.read_table(path, columns=[name for name in ("image", "color", "emotion") if name in columns])
     order = list(range(table.num_rows))
+    if emotion is not None and "emotion" in columns:
+        shown = table["emotion"].to_pylist()
+        order = [i for i in order if shown[i] == emotion]
     tags: dict[int, str] = {}
     if "color" in columns:
         colour = table["color"].to_pylist()

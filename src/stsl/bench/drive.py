@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -11,15 +11,24 @@ from typing import Any
 
 from stsl.bench.data import Picture
 from stsl.bench.engine import Engine
-from stsl.bench.identity import PriorChoice, PriorFiles, code_version, digest, prior_files, unit_key
+from stsl.bench.identity import (
+    PriorChoice,
+    PriorFiles,
+    code_version,
+    digest,
+    prior_files,
+    prior_folder,
+    unit_key,
+)
+from stsl.bench.inpainting import check_inpainter
 from stsl.bench.measuring import Measured, Measurer
 from stsl.bench.store import COSTS, Member, Store
 from stsl.bench.suite import Corruption, Method, Suite, check_side
+from stsl.bench.ways import Way
 from stsl.bench.work import Batch, Item, Outcome, Restoring
 from stsl.files import atomic
 from stsl.images import safe_stem
 from stsl.options import nearest
-from stsl.samplers import Sampler
 
 log = logging.getLogger("stsl")
 
@@ -35,7 +44,7 @@ class Unit:
     block: str
     task: str
     method: Method
-    sampler: Sampler
+    way: Way
     measured: Measured
 
 
@@ -61,6 +70,8 @@ class Plan:
         batch: units that are restored together.
         rerun_changed: also do again what another version of the code did.
         threads: of PyTorch in each worker.
+        own: weights of rows that have their own, by the row's name.
+        left_out: blocks and rows that are not run, and why.
     """
 
     suite: Suite
@@ -71,6 +82,12 @@ class Plan:
     batch: int = 4
     rerun_changed: bool = False
     threads: int | None = None
+    own: Mapping[str, "Chosen"] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def weights(self, block: "Chosen", method: Method) -> "Chosen":
+        """What a row is run with: its own weights or its block's."""
+        return self.own.get(method.name, block)
 
     def rows(self, block: str) -> list[tuple[str, Method]]:
         """The (task, method) pairs of a block."""
@@ -95,11 +112,11 @@ def choose_blocks(
     Raises:
         ValueError: a prior is given for a block that the suite has not, or is of the wrong family.
     """
+    known = [*suite.blocks, *(method.name for method in suite.methods if method.prior is not None)]
     for name in given:
-        if name not in suite.blocks:
+        if name not in known:
             raise ValueError(
-                f"--prior {name}=...: {suite.name} has no such block{nearest(name, suite.blocks)}; it has "
-                f"{', '.join(suite.blocks)}"
+                f"--prior {name}=...: {suite.name} has no such block{nearest(name, known)}; it has {', '.join(known)}"
             )
     chosen, left_out = [], {}
     for name, block in suite.blocks.items():
@@ -124,6 +141,44 @@ def choose_blocks(
     return tuple(chosen), left_out
 
 
+def choose_rows(
+    suite: Suite,
+    blocks: Sequence[Chosen],
+    given: Mapping[str, str],
+    device: str | None,
+    precision: str,
+    offline: bool,
+    *,
+    fast: bool = False,
+) -> tuple[Suite, dict[str, Chosen], dict[str, str]]:
+    """The suite with the rows that can be run here, weights of their own that some have, and why the others cannot.
+
+    Raises:
+        ValueError: weights were given for a row and are not what it needs.
+    """
+    own, left_out = dict[str, Chosen](), dict[str, str]()
+    there = {block.name: block for block in blocks}
+    for method in suite.methods:
+        if method.block not in there:
+            continue  # with its block
+        spec = next((suite.tasks[task].spec for task in suite.tasks if suite.runs(method, task)), None)
+        if spec is None:
+            continue
+        if why := method.way(spec, suite.edit, fast=fast).lacks():
+            left_out[method.name] = why
+        elif method.prior is not None:
+            choice = PriorChoice(given.get(method.name, method.prior), device, precision, offline)
+            try:
+                check_inpainter(prior_folder(choice))
+                own[method.name] = Chosen(method.block, choice, prior_files(choice))
+            except (OSError, ValueError) as error:
+                if method.name in given:
+                    raise
+                left_out[method.name] = f"{error}; BLOCK is {method.name} here"
+    kept = tuple(method for method in suite.methods if method.name not in left_out)
+    return suite.model_copy(update={"methods": kept}), own, left_out
+
+
 class Driver:
     """Runs a plan into a store; the only writer of either."""
 
@@ -143,6 +198,7 @@ class Driver:
             "pictures": len(plan.pictures),
         }
         settings |= {"blocks": {b.name: b.prior.name for b in plan.blocks}, "code": code_version()}
+        settings |= {"left_out": dict(plan.left_out)}
         started = datetime.now(UTC).isoformat(timespec="microseconds")
         self.store.put("runs", {"suite": plan.suite.name, "started": started, "settings": json.dumps(settings)})
         self._failed: list[tuple[Unit, str]] = []
@@ -181,20 +237,23 @@ class Driver:
             except ERRORS as error:
                 nothing = Measured(picture.id, task, Path(), Path(), "")
                 for method in rows:
-                    sampler = method.build(corruption.spec, fast=self.plan.fast)
+                    way = method.way(corruption.spec, self.plan.suite.edit, fast=self.plan.fast)
                     key = digest([self.plan.suite.name, block.name, task, method.name, picture.id, "no measurement"])
-                    self._fail(Unit(key, block.name, task, method, sampler, nothing), f"no measurement: {error}")
+                    self._fail(Unit(key, block.name, task, method, way, nothing), f"no measurement: {error}")
         return found
 
     def _batch(
         self, block: Chosen, task: str, corruption: Corruption, method: Method, measured: Sequence[Measured]
     ) -> Iterator[Batch]:
-        sampler = method.build(corruption.spec, fast=self.plan.fast)
-        name, settings = type(sampler).__name__, sampler.settings()
+        way, weights = (
+            method.way(corruption.spec, self.plan.suite.edit, fast=self.plan.fast),
+            self.plan.weights(block, method),
+        )
+        settings = way.settings()
         units = []
         for each in measured:
-            key = unit_key(name, settings, self.plan.seed, each.sha256, block.files.hash)
-            units.append(Unit(key, block.name, task, method, sampler, each))
+            key = unit_key(way.name, settings, self.plan.seed, each.sha256, weights.files.hash)
+            units.append(Unit(key, block.name, task, method, way, each))
         with self.store.together():
             self.store.add_members(self._member(unit) for unit in units)
         items = []
@@ -209,7 +268,7 @@ class Driver:
                 except ERRORS as error:
                     self._fail(unit, str(error))
         if items:
-            yield Batch(block.prior, sampler, self.plan.seed, tuple(items))
+            yield Batch(weights.prior, way, self.plan.seed, tuple(items))
 
     def _is_done(self, key: str) -> bool:
         row = self.store.unit(key)
@@ -261,6 +320,7 @@ class Driver:
 
     def _row(self, unit: Unit, facts: dict[str, Any], png: str | None, error: str | None) -> dict[str, Any]:
         block = next(block for block in self.plan.blocks if block.name == unit.block)
+        weights = self.plan.weights(block, unit.method)
         corruption = self.plan.suite.tasks[unit.task]
         return {
             "key": unit.key,
@@ -273,12 +333,12 @@ class Driver:
             "noise": corruption.noise,
             "block": unit.block,
             "side": block.files.side,
-            "sampler": type(unit.sampler).__name__,
-            "settings": json.dumps(unit.sampler.settings(), sort_keys=True),
+            "sampler": unit.way.name,
+            "settings": json.dumps(unit.way.settings(), sort_keys=True),
             "seed": self.plan.seed,
             "measurement": unit.measured.sha256,
-            "prior": facts.get("prior", block.prior.name),
-            "prior_hash": block.files.hash,
+            "prior": facts.get("prior", weights.prior.name),
+            "prior_hash": weights.files.hash,
             "code": code_version(),
             "device": facts.get("device"),
             "batch": facts.get("batch"),

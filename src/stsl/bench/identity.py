@@ -42,18 +42,7 @@ def prior_files(choice: PriorChoice) -> PriorFiles:
         FileNotFoundError, ValueError, PermissionError, ConnectionError: as `load_prior`; nothing of that name says
             what to place where.
     """
-    name = choice.name
-    if name in builtin_names():
-        folder = builtin_folder() / name
-    elif Path(name).is_dir():
-        folder = Path(name)
-    elif is_hub_id(name):
-        folder = download(name, None, choice.offline, instead="or give a folder by --prior BLOCK=FOLDER")
-    else:
-        raise FileNotFoundError(
-            f"no prior {name!r} here (built in are {', '.join(builtin_names())}): give a folder in diffusers layout or "
-            "a hub id by --prior BLOCK=NAME"
-        )
+    folder = prior_folder(choice)
     files = Folder(folder)
     unet = files.config("unet")
     side, family = unet["sample_size"], "pixel" if unet["_class_name"] == "UNet2DModel" else "latent"
@@ -62,6 +51,25 @@ def prior_files(choice: PriorChoice) -> PriorFiles:
         vae = files.config("vae")
         side *= 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
     return PriorFiles(side, family, _hash_of(folder.resolve(), choice.precision))
+
+
+def prior_folder(choice: PriorChoice) -> Path:
+    """Where a prior's files are, fetched from the hub where they are not here yet.
+
+    Raises:
+        FileNotFoundError, PermissionError, ConnectionError: as `prior_files`.
+    """
+    name = choice.name
+    if name in builtin_names():
+        return builtin_folder() / name
+    if Path(name).is_dir():
+        return Path(name)
+    if is_hub_id(name):
+        return download(name, None, choice.offline, instead="or give a folder by --prior BLOCK=FOLDER")
+    raise FileNotFoundError(
+        f"no prior {name!r} here (built in are {', '.join(builtin_names())}): give a folder in diffusers layout or "
+        "a hub id by --prior BLOCK=NAME"
+    )
 
 
 @cache
@@ -80,7 +88,11 @@ def unit_key(sampler: str, settings: dict[str, Any], seed: int, measurement: str
 def code_version() -> str:
     """The package's version and a hash of the files that results depend on."""
     root = Path(__file__).parents[1]
-    paths = sorted(path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in NO_METHOD)
+    paths = sorted(
+        path
+        for path in root.rglob("*.py")
+        if path.relative_to(root).parts[0] not in NO_METHOD or path == Path(__file__).with_name("inpainting.py")
+    )
     return f"{version('stsl')}+{digest({path.relative_to(root).as_posix(): sha256(path) for path in paths})[:12]}"
 
 

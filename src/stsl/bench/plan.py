@@ -35,15 +35,15 @@ def forecast(plan: Plan, out: Path) -> dict[str, Any]:
     left, hours, unmeasured = 0, 0.0, set()
     for block in plan.blocks:
         for task, method in plan.rows(block.name):
-            sampler = method.build(plan.suite.tasks[task].spec, fast=plan.fast)
-            name, settings = type(sampler).__name__, sampler.settings()
+            way = method.way(plan.suite.tasks[task].spec, plan.suite.edit, fast=plan.fast)
+            settings, weights = way.settings(), plan.weights(block, method)
             hashes = [known.get((picture.id, block.files.side, task)) for picture in plan.pictures]
             here = sum(
-                value is None or unit_key(name, settings, plan.seed, value, block.files.hash) not in done
+                value is None or unit_key(way.name, settings, plan.seed, value, weights.files.hash) not in done
                 for value in hashes
             )
             left += here
-            each = seconds.get((name, json.dumps(settings, sort_keys=True), block.files.side))
+            each = seconds.get((way.name, json.dumps(settings, sort_keys=True), block.files.side))
             if here and each is None:
                 unmeasured.add(method.name)
             hours += here * (each or 0.0) / 3600

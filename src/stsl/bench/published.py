@@ -14,6 +14,7 @@ METRICS = {
     "FID": ("fid", 1.0),
     "NFE": ("nfe_paper", 1.0),
     "runtime_s": ("seconds", 1.0),
+    "CLIP_acc_pct": ("clip_accuracy", 100.0),
 }
 
 

@@ -26,8 +26,9 @@ from stsl.bench.document import (
 from stsl.bench.identity import digest
 from stsl.bench.measuring import truth_path
 from stsl.bench.published import Figure, figures
+from stsl.bench.scores import CEILING
 from stsl.bench.stats import intervals, paired
-from stsl.bench.store import SCORES, Store
+from stsl.bench.store import EDIT_SCORES, SCORES, Store
 from stsl.bench.suite import Suite
 from stsl.files import atomic
 from stsl.measurements import load_measurement, load_operator
@@ -40,6 +41,12 @@ TITLES = {
     "psnr": "PSNR in dB, higher is better",
     "ssim": "SSIM, higher is better",
     "psnr_uint8_wrap": "PSNR with squares taken modulo 256: a diagnostic, no quality",
+    "clip_accuracy": "CLIP accuracy: share nearer to the target text than to the source text, higher is better",
+    "clip_balanced": "CLIP accuracy, balanced with the unedited pictures (0.5 is chance), higher is better",
+    "clip_similarity": "Cosine of picture and target text, higher is better",
+    "lpips_outside": "LPIPS (AlexNet) to the truth outside the edited region, lower is better",
+    "psnr_outside": "PSNR in dB outside the edited region, higher is better",
+    "key_distance": "Distance of a ViT's keys to the truth, lower is better",
 }
 COSTS = {
     "nfe_paper": "NFE as the paper counts",
@@ -53,6 +60,10 @@ COLOURS = ("#1b6ca8", "#c0392b", "#27833c", "#8e44ad", "#b9770e", "#117a8b", "#7
 WRAPPED = (
     "The published PSNR of the STSL paper lie between 28 and 33 dB whatever LPIPS and SSIM say, and are no target; "
     "squares taken modulo 256 would give that range, which nobody has confirmed. The last column is ours taken so."
+)
+JUDGED = (
+    "CLIP says whether the text has arrived, not whether the rest has stayed: look at both. The balanced accuracy is "
+    "the mean of the edits' and of the unedited pictures', which a CLIP that always says the same cannot raise."
 )
 NOT_RANKED = "Blocks solve problems of different sizes with different priors and are not compared with each other."
 
@@ -103,7 +114,8 @@ def write_report(store: Store, suite: Suite, *, pictures: bool = True, distances
         inside = [place for place in cells.cells if place.block == block]
         pieces += [Heading(f"Block {block}"), Paragraph(_about(store, suite, block))]
         pieces += _tables(suite, block, scores, cells)
-        if distances:
+        pieces += _ceiling(store, suite, block, cells)
+        if distances and suite.edit is None:
             pieces += _distances(store, suite, block, inside)
         pieces += _pairs(suite, block, cells)
         pieces += _costs(suite, block, cells)
@@ -132,12 +144,12 @@ def score(suite: Suite, cells: Cells) -> Iterator[Score]:
         here = {place: cell for place, cell in cells.cells.items() if (place.block, place.task) == (block, task)}
         name = suite.tasks[task].published or task if task in suite.tasks else task
         most = max(len(cell.images) for cell in here.values())
-        for metric in SCORES:
+        for metric in (*SCORES, *EDIT_SCORES):
             taken = {place: cell for place, cell in here.items() if cell.has(metric)}
             complete = [place for place, cell in taken.items() if len(cell.images) == most]
             means = {place: float(taken[place].column(metric).mean()) for place in taken}
             order = sorted(complete, key=lambda place: means[place], reverse=metric not in LOWER_IS_BETTER)
-            ranked = order[:2] if len(complete) > 1 and metric in SHOWN else []
+            ranked = order[:2] if len(complete) > 1 and metric in shown(suite) else []
             for place, cell in taken.items():
                 low, high = intervals(cell.column(metric)[:, None])[:, 0]
                 yield Score(
@@ -150,6 +162,17 @@ def score(suite: Suite, cells: Cells) -> Iterator[Score]:
                     ranked.index(place) + 1 if place in ranked else 0,
                     printed.get((name, rows.get(place.method) or "", metric)),
                 )
+
+
+def shown(suite: Suite) -> tuple[str, ...]:
+    """The scores that a suite's tables have; of edits, distances to the truth say nothing where it was to change."""
+    return SHOWN if suite.edit is None else EDIT_SCORES
+
+
+def _headline(suite: Suite, cell: Cell) -> str | None:
+    """The score by which pictures are shown, and drawn against evaluations."""
+    order = ("lpips_vgg", "psnr") if suite.edit is None else ("clip_similarity", "lpips_outside", "lpips_vgg", "psnr")
+    return next((metric for metric in order if cell.has(metric)), None)
 
 
 def _ordered(suite: Suite, places: Sequence[Place]) -> list[Place]:
@@ -182,19 +205,26 @@ def _opening(store: Store, suite: Suite, cells: Cells) -> Iterator[Piece]:
     )
     if suite.published.note:
         yield Paragraph(f"Published: {suite.published.note}")
-    runs = store.all("select settings from runs where suite = ? order by started", suite.name)
-    if any(json.loads(row["settings"])["fast"] for row in runs):
+    runs = [
+        json.loads(row["settings"])
+        for row in store.all("select settings from runs where suite = ? order by started", suite.name)
+    ]
+    for name, why in (runs[-1].get("left_out", {}) if runs else {}).items():
+        yield Paragraph(f"{name} was not run: {why}")
+    if any(run["fast"] for run in runs):
         yield Paragraph("Some of these units were run with --fast, which is not the setting of the table.")
     codes = [row[0] for row in store.all("select distinct code from units limit 5")]
     yield Paragraph(f"Code: {', '.join(map(str, codes))}. {NOT_RANKED}")
 
 
 def _about(store: Store, suite: Suite, block: str) -> str:
+    own = [method.name for method in suite.methods if method.prior is not None]
     row = store.one(
-        "select u.prior, u.side from members m join units u on u.key = m.key "
-        "where m.suite = ? and m.block = ? and u.status = 'done' limit 1",
+        "select u.prior, u.side from members m join units u on u.key = m.key where m.suite = ? and m.block = ? and "
+        f"u.status = 'done' order by m.method in ({', '.join('?' * len(own))}) limit 1",
         suite.name,
         block,
+        *own,
     )
     assert row is not None
     try:
@@ -212,7 +242,7 @@ def _tables(suite: Suite, block: str, scores: Sequence[Score], cells: Cells) -> 
     inside = [each for each in scores if each.place.block == block]
     tasks = [task for task in suite.tasks if any(each.place.task == task for each in inside)]
     methods = [method.name for method in suite.methods if any(each.place.method == method.name for each in inside)]
-    for metric in SHOWN:
+    for metric in shown(suite):
         found = {(each.place.method, each.place.task): each for each in inside if each.metric == metric}
         if not found:
             continue
@@ -246,6 +276,30 @@ def _cell(each: Score | None, cells: Cells) -> Text:
     if each.published is not None:
         remark += f" · paper {each.published}"
     return Text(f"{each.mean:.{digits}f}", each.rank, remark)
+
+
+def _ceiling(store: Store, suite: Suite, block: str, cells: Cells) -> Iterator[Piece]:
+    """What the CLIP of an editing suite says of real pictures."""
+    if suite.edit is None:
+        return
+    if not any(cell.has("clip_accuracy") for place, cell in cells.cells.items() if place.block == block):
+        called = suite.edit.clip or "faces-clip"
+        yield Paragraph(
+            f"No CLIP accuracy: the CLIP of this table, {called}, was not here. `stsl bench run` says more."
+        )
+        return
+    yield Paragraph(JUDGED)
+    found = store.all(
+        "select metric, value from sets where suite = ? and block = ? and method = ?", suite.name, block, CEILING
+    )
+    values = {row["metric"]: row["value"] for row in found}
+    if values:
+        said = "; ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in sorted(values.items()))
+        yield Paragraph(f"Ceiling, of real pictures of both kinds: {said}.")
+    else:
+        yield Paragraph(
+            "No ceiling: it needs a CLIP, and --data with pictures that show the target beside those of the source."
+        )
 
 
 def _distances(store: Store, suite: Suite, block: str, inside: Sequence[Place]) -> Iterator[Piece]:
@@ -314,7 +368,7 @@ def _pairs(suite: Suite, block: str, cells: Cells) -> Iterator[Piece]:
         cell, reference = cells.cells[place], cells.cells.get(Place(block, place.task, suite.reference))
         if place.method == suite.reference or reference is None:
             continue
-        for metric in SHOWN:
+        for metric in shown(suite):
             if not (reference.has(metric) and cell.has(metric)):
                 continue
             first, second = common(reference, cell, metric)
@@ -363,9 +417,9 @@ def _curves(suite: Suite, block: str, cells: Cells) -> Iterator[Piece]:
         for place, cell in cells.cells.items():
             if (place.block, place.task) != (block, task) or not cell.has("unet_samples"):
                 continue
-            metric = "lpips_vgg" if cell.has("lpips_vgg") else "psnr"
+            metric = _headline(suite, cell)
             evaluations = float(cell.column("unet_samples").mean())
-            if evaluations > 0 and cell.has(metric):
+            if evaluations > 0 and metric is not None:
                 points.append((place.method, evaluations, float(cell.column(metric).mean()), metric))
         if len(points) > 1:
             yield Drawing(f"{task}: {TITLES[points[0][3]]}, against network evaluations a picture", _scatter(points))
@@ -413,8 +467,8 @@ def _strips(store: Store, suite: Suite, block: str, cells: Cells, folder: Path) 
         if not here:
             continue
         judge = next((place for place in here if place.method == suite.reference), next(iter(here)))
-        metric = "lpips_vgg" if here[judge].has("lpips_vgg") else "psnr"
-        if not here[judge].has(metric):
+        metric = _headline(suite, here[judge])
+        if metric is None:
             continue
         chosen = _best_median_worst(here[judge], metric)
         order = _ordered(suite, list(here))

@@ -13,6 +13,15 @@ from pathlib import Path
 from typing import Any, Self
 
 SCORES = ("lpips_vgg", "lpips_alex", "psnr", "ssim", "psnr_uint8_wrap")
+# Of edited pictures alone: what a CLIP says of them, and what they kept of the truth.
+EDIT_SCORES = (
+    "clip_accuracy",
+    "clip_balanced",
+    "clip_similarity",
+    "lpips_outside",
+    "psnr_outside",
+    "key_distance",
+)
 COSTS = (
     "seconds",
     "nfe_paper",
@@ -33,7 +42,7 @@ create table if not exists units (
     key text primary key, status text not null, error text, png text, image text, task text, spec text, noise real,
     block text, side integer, sampler text, settings text, seed integer, measurement text, prior text, prior_hash text,
     code text, device text, batch integer, attempts integer not null default 1, finished text,
-    {", ".join(f"{name} real" for name in (*COSTS, *SCORES))}) without rowid;
+    {", ".join(f"{name} real" for name in (*COSTS, *SCORES, *EDIT_SCORES))}, judge text) without rowid;
 create table if not exists members (
     suite text, block text, task text, method text, image text, key text not null,
     primary key (suite, block, task, method, image)) without rowid;
@@ -79,6 +88,10 @@ class Store:
         self.db.execute("pragma journal_mode = wal")
         self.db.execute("pragma synchronous = normal")
         self.db.executescript(SCHEMA)
+        there = {row["name"] for row in self.all("select name from pragma_table_info('units')")}
+        for name in (*EDIT_SCORES, "judge"):  # a file of an older version
+            if name not in there:
+                self.db.execute(f"alter table units add column {name} {'text' if name == 'judge' else 'real'}")
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +192,7 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: sqlite3.Cursor) -> 
     from stsl.files import atomic
 
     whole = ("side", "seed", "batch", "attempts")
-    real = ("noise", *COSTS, *SCORES)
+    real = ("noise", *COSTS, *SCORES, *EDIT_SCORES)
     kinds = {**dict.fromkeys(whole, pyarrow.int64()), **dict.fromkeys(real, pyarrow.float64())}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in columns])
     count = 0

@@ -1,9 +1,8 @@
-"""What an engine's worker does: restore a batch of measurements with one method, and hand back PNGs and costs."""
+"""What an engine's worker does: a batch of measurements with one method, and hands back PNGs and costs."""
 
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ from deepinv.physics import Blur, Inpainting, LinearPhysics
 
 from stsl import images, measurements, tasks
 from stsl.bench.identity import PriorChoice
+from stsl.bench.ways import Inpainted, Way
 from stsl.measurements import OperatorInfo
-from stsl.priors.base import Prior
-from stsl.restorer import Restorer
-from stsl.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Units of equal settings, restored together."""
+    """Units of equal settings, worked on together."""
 
     prior: PriorChoice
-    sampler: Sampler
+    way: Way
     seed: int
     items: tuple[Item, ...]
 
@@ -50,7 +47,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Restoring:
-    """Makes the worker that restores batches.
+    """Makes the worker that does batches.
 
     Args:
         threads: of PyTorch in the worker; None leaves them.
@@ -65,57 +62,43 @@ class Restoring:
 
 
 class Worker:
-    """Restores batches; the prior of the last one stays loaded."""
+    """Does batches; the networks of the last one stay loaded."""
 
     def __init__(self) -> None:
-        self._loaded: tuple[PriorChoice, Prior] | None = None
+        self._loaded: tuple[tuple[PriorChoice, bool], Any] | None = None
 
     def __call__(self, batch: Batch) -> list[Outcome]:
         """An outcome per item, in order. A batch that fails is tried in halves, so that one item fails alone."""
         try:
-            return self._restore(batch)
+            return self._do(batch)
         except Exception as error:  # a method may raise anything
             said = f"{type(error).__name__}: {error}"
         if len(batch.items) == 1:
             return [Outcome(batch.items[0].key, None, said, {})]
         half = len(batch.items) // 2
-        parts = (batch.items[:half], batch.items[half:])
-        return [done for items in parts for done in self(Batch(batch.prior, batch.sampler, batch.seed, items))]
+        return [
+            done for items in (batch.items[:half], batch.items[half:]) for done in self(replace(batch, items=items))
+        ]
 
-    def prior(self, choice: PriorChoice) -> Prior:
-        """The prior, loaded at most once in a row."""
-        if self._loaded is None or self._loaded[0] != choice:
-            from stsl.priors.load import load_prior
-
+    def networks(self, way: Way, choice: PriorChoice) -> Any:
+        """What a way needs, loaded at most once in a row."""
+        key = (choice, isinstance(way, Inpainted))  # all others need the prior itself
+        if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # the old one goes before the new one comes
-            prior = load_prior(
-                choice.name,
-                device=choice.device,
-                precision=choice.precision,  # type: ignore[arg-type]
-                offline=choice.offline,
-            )
-            self._loaded = (choice, prior)
+            self._loaded = (key, way.load(choice))
         return self._loaded[1]
 
-    def _restore(self, batch: Batch) -> list[Outcome]:
-        prior = self.prior(batch.prior)
+    def _do(self, batch: Batch) -> list[Outcome]:
+        loaded = self.networks(batch.way, batch.prior)
         y, physics = load_batch(batch.items)
-        ids = tuple(item.id for item in batch.items)
-        result = Restorer(prior, batch.sampler).solve(y, physics.to(prior.device), seed=batch.seed, ids=ids)
-        n = len(ids)
-        facts = {
-            **{key: value for key, value in result.cost.per_image(n).items() if key != "unet_calls"},
-            "nfe_paper": result.nfe_paper,
-            "device": _device(prior.device),
-            "prior": json.dumps(prior.describe(), sort_keys=True),
-            "batch": n,
-        }
+        solved = batch.way.solve(loaded, y, physics, seed=batch.seed, ids=tuple(item.id for item in batch.items))
+        facts = solved.facts | {"batch": len(batch.items)}
         return [
             Outcome(
                 item.key,
-                images.encode_png(result.image[place : place + 1]),
+                images.encode_png(solved.image[place : place + 1]),
                 None,
-                facts | {"residual": float(result.residual_rms[place])},
+                facts | {"residual": float(solved.residual[place])},
             )
             for place, item in enumerate(batch.items)
         ]
@@ -153,7 +136,3 @@ def _together(operators: Sequence[tuple[LinearPhysics, OperatorInfo]]) -> Linear
         blur.update_parameters(filter=kernels)  # from_kernel divides by the sum, which could change a bit of it
         return blur
     return first
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -1,5 +1,6 @@
 """`stsl bench`: the papers' tables again, on one's own pictures and priors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +83,7 @@ def _run(
 
     Example: `stsl bench run mini-table1 --limit 1 --methods stsl,psld --tasks sr4 --fast --out bench`
     """
-    from stsl.bench.drive import Driver, Plan, choose_blocks
+    from stsl.bench.drive import Driver, Plan, choose_blocks, choose_rows
     from stsl.bench.engine import engine_named
     from stsl.bench.store import Store
     from stsl.bench.suite import load_suite
@@ -96,8 +97,14 @@ def _run(
         say(f"block {name} is left out: {why}")
     if not blocks:
         raise FileNotFoundError(f"no prior of {suite} is here, so there is nothing to run")
+    table, own, missing = choose_rows(table, blocks, given, device, precision, offline, fast=fast)
+    for name, why in missing.items():
+        say(f"row {name} is left out: {why}")
+    if not table.methods:
+        raise FileNotFoundError(f"no row of {suite} can be run here")
     pictures = _pictures(table, data, limit, blocks)
-    whole = Plan(table, blocks, pictures, fast, seed, batch, rerun_changed)
+    left_out |= missing
+    whole = Plan(table, blocks, pictures, fast, seed, batch, rerun_changed, own=own, left_out=left_out)
     if plan:
         _say_plan(whole, out, json)
         return
@@ -105,7 +112,7 @@ def _run(
         store.put("suites", {"name": complete.name, "content": complete.model_dump_json()})
         driver = Driver(store, whole)
         failed = _watched(driver, whole, chosen_engine)
-        _score(store)
+        _score(store, table, data, {block.name: block.files.side for block in blocks})
         rows = _means(store, table)
         if json:
             as_json({"suite": table.name, "units": whole.units, "failed": failed, "rows": rows})
@@ -135,6 +142,12 @@ def _pictures(suite: "Suite", data: Path | None, limit: int | None, blocks: "tup
     from stsl.bench.faces import builtin_faces
 
     count = min(limit or suite.data.images, suite.data.images)
+    if suite.edit is not None:
+        say(
+            f"without --data: {count} samples of {blocks[0].prior.name} under {suite.edit.source!r}, biased towards "
+            "that prior; figures to be quoted need --data"
+        )
+        return builtin_faces(blocks[0].prior, count, suite.edit.source)
     if count > 1:
         say(
             f"without --data: the astronaut and {count - 1} unconditional samples of {blocks[0].prior.name}, biased "
@@ -158,27 +171,38 @@ def _watched(driver: "Driver", plan: "Plan", engine: "Engine") -> int:
     return failed
 
 
-def _score(store: "Store") -> None:
-    from stsl.bench.scores import measures, score_missing
+def _score(store: "Store", suite: "Suite", data: Path | None = None, sides: Mapping[str, int] | None = None) -> None:
+    """Take the scores that can be taken; what is lacking is said, with what to do."""
+    from stsl.bench.scores import EditJudge, measures, score_edits, score_missing, take_ceiling
     from stsl.bench.store import SCORES
 
     if missing := [name for name in SCORES if name not in measures()]:
         say(f"without {' and '.join(missing)}: `stsl fetch lpips` gets the weights once")
     for _ in score_missing(store):
         pass
+    if suite.edit is None:
+        return
+    judge = EditJudge.of(suite.edit)
+    for said in judge.lacking:
+        say(said)
+    for _ in score_edits(store, suite, judge):
+        pass
+    if data is not None:
+        take_ceiling(store, suite, judge, data, dict(sides or {}))
 
 
 def _means(store: "Store", suite: "Suite") -> list[dict[str, Any]]:
     """A row per block, task and method, for the end of a run."""
+    from stsl.bench.report import shown
+
+    means = ", ".join(f"avg(u.{name}) {name}" for name in (*shown(suite), "unet_samples", "seconds"))
     found = store.all(
-        "select m.block, m.task, m.method, count(*) n, avg(u.lpips_vgg) lpips_vgg, avg(u.lpips_alex) lpips_alex, "
-        "avg(u.psnr) psnr, avg(u.ssim) ssim, avg(u.unet_samples) unet_samples, avg(u.seconds) seconds "
-        "from members m join units u on u.key = m.key where m.suite = ? and u.status = 'done' "
-        "group by m.block, m.task, m.method",
+        f"select m.block, m.task, m.method, count(*) n, {means} from members m join units u on u.key = m.key "
+        "where m.suite = ? and u.status = 'done' group by m.block, m.task, m.method",
         suite.name,
     )
     kept = [row for row in found if row["method"] in suite.order and row["task"] in suite.tasks]
-    digits = {"psnr": 2, "unet_samples": 0, "seconds": 1}
+    digits = {"psnr": 2, "psnr_outside": 2, "unet_samples": 0, "seconds": 1}
     return [
         {
             key: round(row[key], digits.get(key, 3)) if isinstance(row[key], float) else row[key]
@@ -237,9 +261,9 @@ def _report(
         ran = {row["name"]: row["content"] for row in store.all("select name, content from suites order by name")}
         if suite is not None and suite not in ran:
             raise ValueError(f"{out} has nothing of {suite!r}; it has {', '.join(ran)}")
-        _score(store)
         for name in [suite] if suite else ran:
             table = Suite.model_validate_json(ran[name])
+            _score(store, table)
             for path in write_report(store, table, pictures=pictures, distances=distances):
                 say(str(path))
 

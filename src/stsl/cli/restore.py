@@ -94,10 +94,9 @@ def restore(
     job = Job(Restorer(model, method), corruption, prompt, samples, seed, crop, resize, tiles, batch, code)
     together = Together(job, batch if samples == 1 else 1)
     stop = on_error == "stop"
-    pairs = zip(sources, targets, strict=True)
-    waiting = sum(not (resume and job.is_done(source.path, target)) for source, target in pairs)
+    done = sum(resume and job.is_done(source.path, target) for source, target in zip(sources, targets, strict=True))
     if not tiles:
-        _say_how_long(model, method, waiting, samples, batch)
+        _say_how_long(model, method, len(sources) - done, samples, batch)
 
     try:
         for number, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):

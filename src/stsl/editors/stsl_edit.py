@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from stsl import tasks
 from stsl.editors.base import Edit, Editor, Inversion, inverting, restoring
@@ -102,6 +103,11 @@ class STSLCAT(Editor):
         if self.pivot == "reinvert":
             trajectory = yield from inverting(problem, image, source, self.steps, rng)
         return (yield from retracing(problem, image, trajectory, source, _null(self), rng))
+
+    def inversion_settings(self) -> dict[str, Any]:
+        """As of `NTI` behind the same restorer, whose inversion this is with pivot="reinvert"."""
+        settings = super().inversion_settings()
+        return settings if self.pivot == "zref" else {k: v for k, v in settings.items() if k != "pivot"}
 
     def check(self, problem: Problem, edit: Edit) -> None:
         super().check(problem, edit)

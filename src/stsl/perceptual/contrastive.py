@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from stsl.options import nearest
+from stsl.perceptual.find import Kind, find, shipped
 from stsl.priors.folder import VIT_CONFIGS, Folder
-from stsl.priors.load import builtin_folder, download, is_hub_id, verify
+from stsl.priors.load import builtin_folder
 from stsl.shapes import Image, PerImage
 
-BUILTIN = "faces-vit"
+VIT = Kind("vit", "ViT", "ViTModel", "faces-vit", VIT_CONFIGS, "facebook/dino-vitb8")
 TEMPERATURE = 0.07
 LONGEST = 480 / 224  # of a picture's longer side, in sides of the square that the ViT was trained on
 
@@ -124,7 +124,7 @@ def load_contrastive(
         ValueError: damaged or unsafe files, another class than `ViTModel`.
         ConnectionError, PermissionError: the hub could not be reached, or wants its terms accepted first.
     """
-    folder = _find(name, offline)
+    folder = find(name, VIT, builtin_folder(), offline=offline)
     weights = Folder(folder).weights("vit")
     changed = weights.stat().st_mtime_ns if weights else 0
     return _loaded(folder, changed, torch.device(device), dtype)
@@ -132,7 +132,7 @@ def load_contrastive(
 
 def builtin_vits() -> list[str]:
     """Names of the ViTs for this loss that ship with the package."""
-    return [name for name in (BUILTIN,) if (builtin_folder() / name / "config.json").is_file()]
+    return shipped(VIT, builtin_folder())
 
 
 @functools.lru_cache(maxsize=2)
@@ -141,38 +141,3 @@ def _loaded(folder: Path, changed: int, device: torch.device, dtype: torch.dtype
     with torch.inference_mode(False):  # what a caller's mode made could not be differentiated through later
         vit = files.network("vit", files.config("vit"), torch.device("cpu"))
         return ContrastiveLoss(vit, *files.pixel_statistics()).to(device, dtype)
-
-
-def _find(name: str | Path, offline: bool) -> Path:
-    text, is_path = str(name), isinstance(name, Path)
-    there = builtin_vits()
-    path = Path(text).expanduser()
-    if not is_path and (text or BUILTIN) in there:
-        folder = builtin_folder() / (text or BUILTIN)
-        verify(folder)
-        return folder
-    if text and path.is_dir():
-        return path.resolve()
-    hub, _, revision = text.partition("@")
-    if not is_path and is_hub_id(hub):
-        folder = download(
-            hub,
-            revision or None,
-            offline,
-            parts=("vit",),
-            configs=VIT_CONFIGS,
-            instead=f"or `stsl fetch {text}`, or give the folder of a ViT",
-        )
-        if not Folder(folder).weights("vit"):
-            raise FileNotFoundError(
-                f"{'the cache' if offline else 'the hub'} has no safetensors weights of {text}. The hub's own "
-                f"conversions are often found at a revision such as {hub}@refs/pr/1; or load it once with transformers "
-                "and keep it with save_pretrained"
-            )
-        return folder
-    lacking = f"there is no ViT {text!r}{nearest(text, there)}" if text else "this version ships none"
-    built_in = f"a built-in one ({', '.join(there)}), " if there else ""
-    raise FileNotFoundError(
-        f"{lacking}; give {built_in}the folder of a transformers ViTModel with safetensors weights, or a hub id such "
-        "as facebook/dino-vitb8"
-    )

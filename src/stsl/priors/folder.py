@@ -32,6 +32,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel",),
     "vit": ("ViTModel",),
+    "clip": ("CLIPModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": (
         "DDIMScheduler",
@@ -79,6 +80,7 @@ VIT_KEYS = (
     "num_channels",
     "qkv_bias",
 )
+CLIP_VISION_KEYS = tuple(key for key in VIT_KEYS if key != "qkv_bias")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 WEIGHTS = {
@@ -86,6 +88,7 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "vit": "model",
+    "clip": "model",
 }
 PRIOR = ("unet", "vae", "text_encoder")  # the networks of a prior, each in its folder; a ViT is a folder of its own
 VARIANTS = ("", ".fp16")  # the first one that is there is used
@@ -107,6 +110,8 @@ CONFIGS = (
     *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
 )
 VIT_CONFIGS = ("config.json", "preprocessor_config.json")
+CLIP_CONFIGS = (*VIT_CONFIGS, *TOKENIZER_FILES)
+ALONE = ("vit", "clip")  # networks that are a folder of their own
 # What older files call tensors of today's networks.
 OLD_NAMES = {
     ".query.": ".to_q.",
@@ -148,7 +153,7 @@ class Folder:
 
     def home(self, part: str) -> Path:
         """Where the files of a part are. The hub's first pixel models have UNet and scheduler in one folder."""
-        if part == "vit":
+        if part in ALONE:
             return self.path
         nested = self.path / part
         alone = part in ("unet", "scheduler") and (self.path / "scheduler_config.json").is_file()
@@ -170,6 +175,8 @@ class Folder:
             _check_levels(path, config)
         if part == "vit":
             _check_patches(path, config)
+        if part == "clip":
+            _check_pair(path, config)
         return config | {"_class_name": given}
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
@@ -252,7 +259,9 @@ class Folder:
         """
         from transformers import CLIPTokenizer
 
-        home = self.path / "tokenizer"
+        # A pair of image and text encoder has its tokenizer beside its weights.
+        alone = (self.path / "preprocessor_config.json").is_file()
+        home = self.path if alone else self.path / "tokenizer"
         jsons = {name: _json(home / name) for name in TOKENIZER_FILES[:-1] if (home / name).is_file()}
         whole, settings = jsons.get("tokenizer.json", {}), jsons.get("tokenizer_config.json", {})
         if (given := settings.get("tokenizer_class")) not in (None, *CLASSES["tokenizer"]):
@@ -260,7 +269,7 @@ class Folder:
             raise ValueError(f"{home / 'tokenizer_config.json'} asks for class {given!r}; stsl loads {known}")
         missing = [name for name in ("vocab.json", "merges.txt") if not (home / name).is_file()]
         if missing and not whole:
-            raise FileNotFoundError(f"{home / missing[0]} is missing; a prior with prompts needs its CLIP tokenizer")
+            raise FileNotFoundError(f"{home / missing[0]} is missing; what reads texts needs its CLIP tokenizer")
         try:
             if missing:
                 vocab, merges = whole["model"]["vocab"], whole["model"]["merges"]
@@ -405,6 +414,15 @@ def _check_patches(path: Path, vit: Mapping[str, Any]) -> None:
         raise ValueError(f"{path}: num_channels is {vit['num_channels']!r}; stsl needs a ViT of RGB images")
 
 
+def _check_pair(path: Path, clip: Mapping[str, Any]) -> None:
+    for name in ("text_config", "vision_config"):
+        if not isinstance(clip.get(name), dict):
+            raise ValueError(
+                f"{path}: {name} is {clip.get(name)!r}; a CLIPModel has the settings of that encoder there"
+            )
+    _check_patches(path, clip["vision_config"])
+
+
 def _construct(config: Mapping[str, Any]) -> nn.Module:
     """A network of one of our classes, given the arguments of its constructor and nothing else of the config."""
     if config["_class_name"] == "CLIPTextModel":
@@ -415,6 +433,13 @@ def _construct(config: Mapping[str, Any]) -> nn.Module:
         from transformers import ViTConfig, ViTModel
 
         return ViTModel(ViTConfig(**{key: config[key] for key in VIT_KEYS if key in config}), add_pooling_layer=False)
+    if config["_class_name"] == "CLIPModel":
+        from transformers import CLIPConfig, CLIPModel
+
+        text = {key: config["text_config"][key] for key in TEXT_KEYS if key in config["text_config"]}
+        vision = {key: config["vision_config"][key] for key in CLIP_VISION_KEYS if key in config["vision_config"]}
+        dim = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, **dim))
 
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel, UNet2DModel
 
