@@ -7,16 +7,20 @@ PYTHON ?= python3
 ENV := .venv
 READY := $(ENV)/.ready
 
-.PHONY: help demo test check bench
+.PHONY: help demo app test check bench
 
 help:
 	@echo "make demo    restore a photo with the built-in prior; results in demo/"
+	@echo "make app     the web application, at http://127.0.0.1:7860"
 	@echo "make bench   score two methods on one picture; tables in bench/report/"
 	@echo "make check   format, lint and types: seconds"
 	@echo "make test    the same and all tests: what CI runs"
 
 demo: $(READY)
 	@$(ENV)/bin/stsl demo --out demo
+
+app: $(READY)
+	@$(ENV)/bin/stsl app
 
 bench: $(READY)
 	@$(ENV)/bin/stsl bench run mini-table1 --limit 1 --methods stsl,psld --tasks sr4 --fast --out bench

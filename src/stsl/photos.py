@@ -14,7 +14,7 @@ from deepinv.physics import Inpainting
 
 from stsl import images, measurements, tasks
 from stsl.files import sha256
-from stsl.images import Fit, Photo
+from stsl.images import Box, Fit, Photo
 from stsl.priors.base import Prior
 from stsl.priors.tiled import Tiled
 from stsl.restorer import Restorer, Run
@@ -123,10 +123,11 @@ class Job:
 
     Args:
         restorer, corruption, prompt, samples, seed: as for `Restorer.frames`.
-        crop, resize: as for `images.fit`.
+        crop, resize, box: as for `images.fit`.
         tiles: restore the whole photo at its own size, in overlapping tiles.
         batch: samples of one photo that are drawn together.
         code: files of the user's own code that the result depends on.
+        max_megapixels: limit on the pixels of a photo or mask.
     """
 
     restorer: Restorer
@@ -139,10 +140,12 @@ class Job:
     tiles: bool = False
     batch: int = 1
     code: tuple[Path, ...] = ()
+    box: Box | None = None
+    max_megapixels: float = 64
 
     def __post_init__(self) -> None:
-        if self.tiles and (self.crop is not None or self.resize):
-            other = "--resize" if self.resize else f"--crop {self.crop}"
+        if self.tiles and (self.crop is not None or self.resize or self.box is not None):
+            other = "--resize" if self.resize else f"--crop {self.crop or 'a box'}"
             raise ValueError(f"--tiles restores the whole photo at its own size, and {other} does not: choose one")
         assert self._prior  # told now, before anything is changed
 
@@ -156,6 +159,8 @@ class Job:
             "prior": self._prior,
             "run": [self.prompt, self.samples, self.seed, self.crop, self.resize, self.tiles],
         }
+        if self.box is not None:
+            facts["box"] = vars(self.box)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -188,14 +193,15 @@ class Job:
             y, _ = measurements.load_measurement(source)
             known = None if self.corruption.mask is None else images.read_mask(self.corruption.mask, shape[1:])
             return Prepared(self, source, None, None, y, known, shape)
-        photo = images.read(source)
-        known = None if self.corruption.mask is None else images.read_mask(self.corruption.mask, photo.size)
+        limit, mask = self.max_megapixels, self.corruption.mask
+        photo = images.read(source, max_megapixels=limit)
+        known = None if mask is None else images.read_mask(mask, photo.size, max_megapixels=limit)
         size = shape[1:] if known is not None else _measured_size(self.corruption.physics(shape), shape)
         if self.tiles:
             size, shape = self._whole(photo.size, size, shape)
             fit = images.cover(photo, size, known=known)
         else:
-            fit = images.fit(photo, size, crop=self.crop, resize=self.resize, known=known)
+            fit = images.fit(photo, size, crop=self.crop, resize=self.resize, box=self.box, known=known)
         return Prepared(self, source, photo, fit, fit.x, fit.known, shape)
 
     def _whole(self, photo: tuple[int, int], measured: tuple[int, int], shape: Shape) -> tuple[tuple[int, int], Shape]:
@@ -277,7 +283,7 @@ class Prepared:
             pictures |= {_beside(target, f"sample{k}"): x for k, x in enumerate(result.samples)}
             pictures[_beside(target, "mean")] = result.mean
         for path, x in pictures.items():
-            images.write(path, self._whole(x, result), like=self.photo)
+            images.write(path, self.whole(x, keep_known=result.expected_noise_rms == 0), like=self.photo)
         if self.job.samples > 1:
             # Four times the standard deviation of the restored square: a quarter of the range is white.
             images.write(_beside(target, "std"), 4 * result.std)
@@ -286,13 +292,18 @@ class Prepared:
         write_json(sidecar(target), record)
         return row
 
-    def _whole(self, x: Image, result: Result) -> Image:
-        """The photo with the restored square in its place."""
+    def whole(self, x: Image, *, keep_known: bool = False) -> Image:
+        """The photo with a restored or edited square in its place.
+
+        Args:
+            x: the square.
+            keep_known: as for `Fit.paste`.
+        """
         x = x.cpu().float()
         if self.fit is None or (self.fit.is_exact and self.fit.known is None):
             return x
         factor = x.shape[-1] // self.fit.x.shape[-1]
-        return self.fit.paste(x, factor=factor, keep_known=result.expected_noise_rms == 0)
+        return self.fit.paste(x, factor=factor, keep_known=keep_known)
 
     def _row(self, result: Result, target: Path) -> dict[str, Any]:
         residual, expected = float(result.residual_rms), result.expected_noise_rms

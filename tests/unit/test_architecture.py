@@ -27,7 +27,8 @@ LAYERS = (
     ("restorer", "editors", "reconstructors"),
     ("photos", "estimate", "editing"),
     ("exact", "training", "bench"),
-    ("cli", "app"),
+    ("app",),
+    ("cli",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

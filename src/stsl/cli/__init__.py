@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from stsl.cli.app import app as serve_app
 from stsl.cli.bench import bench
 from stsl.cli.console import complain, listen
 from stsl.cli.degrade import degrade
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("restore")(restore)
 app.command("edit")(edit)
+app.command("app")(serve_app)
 app.command("degrade")(degrade)
 app.command("list")(listing)
 app.command("estimate")(estimate)

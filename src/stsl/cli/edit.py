@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from stsl.editing import Edited
     from stsl.editors import Edit, Editor
     from stsl.photos import Corruption, Prepared
-    from stsl.shapes import Image
 
 # Fields of an edit that `--set` may name beside those of the editor.
 OF_THE_EDIT = ("mode", "cross", "self_attention")
@@ -173,7 +172,7 @@ def _write(result: "Edited", prepared: "Prepared", out: Path, *, maps: bool) -> 
     stem, suffix = prepared.source.stem, prepared.source.suffix if prepared.photo is not None else ".png"
     files = {name: out / f"{stem}_{name}{suffix}" for name in ("restored", "edited")}
     for name, x in (("restored", result.restored), ("edited", result.edited)):
-        images.write(files[name], _whole(x, prepared), like=prepared.photo)
+        images.write(files[name], prepared.whole(x), like=prepared.photo)
     files["side_by_side"] = out / f"{stem}_side_by_side.png"
     images.write(files["side_by_side"], result.side_by_side())
     if maps:
@@ -182,11 +181,3 @@ def _write(result: "Edited", prepared: "Prepared", out: Path, *, maps: bool) -> 
     record = result.record() | {"output": {name: str(path) for name, path in files.items()}}
     write_json(out / "run.json", record)
     return record
-
-
-def _whole(x: "Image", prepared: "Prepared") -> "Image":
-    """The photo with the edited square in its place."""
-    x, fit = x.cpu().float(), prepared.fit
-    if fit is None or (fit.is_exact and fit.known is None):
-        return x
-    return fit.paste(x, factor=x.shape[-1] // fit.x.shape[-1])

@@ -103,6 +103,7 @@ def fit(
     *,
     crop: str | None = None,
     resize: bool = False,
+    box: Box | None = None,
     known: Tensor | None = None,
 ) -> Fit:
     """Bring a photo, or its interesting part, to the size a prior needs.
@@ -116,6 +117,7 @@ def fit(
         crop: "face": the largest face, framed as the training photos are. "mask": a square around the mask's holes,
             unscaled if they fit.
         resize: scale the whole photo to fit, and mirror its edge on the shorter side.
+        box: this rectangle, widened to the sides' ratio of `size` and moved into the photo.
         known: mask of the photo, 1 = known, shape (1, 1, H, W).
 
     Raises:
@@ -127,8 +129,14 @@ def fit(
         raise ValueError(f"unknown crop {crop!r}; there are {' and '.join(CROPS)}")
     if crop is not None and resize:
         raise ValueError(f"--crop {crop} takes a part of the photo and --resize all of it: choose one")
+    if box is not None and (crop is not None or resize):
+        raise ValueError("a box says which part of the photo is taken: give no crop and no resize with it")
+    if box is not None and min(box.height, box.width) < 1:
+        raise ValueError(f"a box has at least one pixel on each side, this one {box.height} x {box.width}")
     _check_mask(photo, known)
-    if crop == "face":
+    if box is not None:
+        box = _around(box, photo.size, size)
+    elif crop == "face":
         box = _around(find_face(photo), photo.size, size)
     elif crop == "mask":
         if known is None:

@@ -234,7 +234,7 @@ def _exif(picture: ImageFile.ImageFile) -> tuple[bytes, int]:
         return b"", 1
 
 
-def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_mask(path: str | Path, size: tuple[int, int] | None = None, *, max_megapixels: float = 64) -> Tensor:
     """Read what a user painted over a photo: WHITE IS THE HOLE, to be filled; black is known and kept.
 
     This is how image editors' masks for inpainting are drawn. The tensor follows the project's masks, where 1 is known:
@@ -243,6 +243,7 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     Args:
         path: picture as large as the photo.
         size: (height, width) of the photo, upright; None does not check.
+        max_megapixels: as for `read`.
 
     Returns:
         shape (1, 1, H, W), float32, 1 = known.
@@ -250,7 +251,7 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     Raises:
         ValueError: another size than the photo, nothing white, nothing black, or not a picture.
     """
-    photo = read(path)
+    photo = read(path, max_megapixels=max_megapixels)
     if size is not None and photo.size != tuple(size):
         raise ValueError(
             f"mask {path} has {_pixels(photo.size)}, the photo {_pixels(size)}: a mask is as large as its photo"

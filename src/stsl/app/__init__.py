@@ -1,0 +1,1 @@
+"""The web application: the page, and what it shares with the REST interface."""
