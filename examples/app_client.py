@@ -10,7 +10,8 @@ from gradio_client import Client, handle_file
 from stsl import images, tasks
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "restored")
-client = Client(sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:7860", verbose=False)
+url = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:7860"
+client = Client(url, download_files=out / "downloads", verbose=False)
 health = client.predict(api_name="/health")
 print(f"{health['status']}, models {', '.join(health['models'])}")
 
@@ -18,7 +19,7 @@ photo = out / "small.png"  # the astronaut, made small; give a photo of yours in
 y, _ = tasks.measure("sr4", images.astronaut_face(128), noise=0.005, ids=["astronaut"])
 images.write(photo, y)
 
-job = client.submit(handle_file(photo), "sr4", quality="fast", part="whole", settings={"steps": 5}, api_name="/restore")
+job = client.submit(handle_file(photo), "sr4", quality="fast", part="whole", api_name="/restore")
 for step in job:  # job.cancel() stops it at its next step
     print(step["said"])
 result = job.result()["result"]

@@ -14,6 +14,21 @@ from playwright.sync_api import Browser, BrowserContext, Download, Locator, Page
 from served import Gate, Served
 
 DEFAULT = 20_000  # milliseconds that a page may take for what takes well under a second
+# Counts what the page has asked for and not been told yet: what follows a choice, such as another method's fields.
+COUNT = """
+window.underWay = 0;
+const send = window.fetch;
+window.fetch = (...given) => {
+    const answer = send(...given);
+    if (String(given[0]?.url ?? given[0]).includes("/gradio_api/run/")) {
+        window.underWay += 1;
+        answer.finally(() => { window.underWay -= 1; }).catch(() => {});
+    }
+    return answer;
+};
+"""
+# An answer is shown in the next frames, and what is shown may ask again.
+CALM = "() => { window.calm = window.underWay ? 0 : (window.calm ?? 0) + 1; return window.calm > 12; }"
 BRUSH = 24  # the editor's, from its middle, in pixels of the photo
 
 
@@ -37,6 +52,7 @@ class Visits:
         context.set_default_timeout(DEFAULT)
         context.on("request", lambda request: self.asked.append(request.url))
         context.on("weberror", lambda error: self.faults.append(str(error.error)))
+        context.add_init_script(COUNT)
         page = context.new_page()
         page.goto(self.app.url)
         return page
@@ -74,13 +90,21 @@ class Tab:
         with self.page.expect_file_chooser() as chooser:
             self.page.get_by_role("button", name=name).first.click()
         chooser.value.set_files(path)
+        self.settle()
 
     def take_example(self, name: str) -> None:
         self.button(name).click()
         self.page.get_by_role("button", name="Clear").first.wait_for()
+        self.settle()
+
+    def settle(self) -> None:
+        """Until the page shows all that follows from what was done."""
+        self.page.evaluate("window.calm = 0")
+        self.page.wait_for_function(CALM)
 
     def unfold(self, name: str) -> None:
         self.page.get_by_role("button", name=re.compile(f"^{name}")).first.click()
+        self.settle()  # what stands in it is only made now
 
     def number(self, label: str) -> Locator:
         """The number of a slider, or a plain one."""
@@ -99,6 +123,7 @@ class Tab:
         """An option of a drop-down list."""
         self.page.get_by_role("combobox", name=label, exact=True).click()
         self.page.get_by_role("option", name=option, exact=True).click()
+        self.settle()
 
     def run(self) -> None:
         with self.gate.shut():  # or what an earlier run said could pass for the end of this one

@@ -134,7 +134,7 @@ def test_a_mask_from_a_file_is_taken(visits, tmp_path):
     tab.take_example("Astronaut")
     tab.unfold("A mask from a file")
     tab.upload(tmp_path / "mask.png")
-    expect(tab.page.get_by_text("mask.png")).to_be_visible()
+    expect(tab.page.get_by_role("cell", name="mask.png", exact=True)).to_be_visible()
     few_steps(tab, "Number of diffusion steps")
     tab.run()
     assert bounds(pixels(visits.app.house.examples / "astronaut.png"), tab.picture()) == (20, 30, 99, 59)

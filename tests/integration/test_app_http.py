@@ -35,8 +35,8 @@ def app(tmp_path_factory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def client(app) -> Client:
-    return Client(app.url, verbose=False)
+def client(app, tmp_path_factory) -> Client:
+    return Client(app.url, download_files=tmp_path_factory.mktemp("downloads"), verbose=False)
 
 
 @pytest.fixture(scope="module")
