@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Download, Locator, Page
 
 from served import Gate, Served
 
-DEFAULT = 20_000  # milliseconds that a page may take for what takes well under a second
+DEFAULT = 60_000  # milliseconds that a page may take for what takes well under a second
 # Counts what the page has asked for and not been told yet: what follows a choice, such as another method's fields.
 COUNT = """
 window.underWay = 0;

@@ -13,7 +13,7 @@ from served import Served, quick_priors, served
 from stsl.priors.load import load_prior
 
 ASKED = os.environ.get("STSL_SCREENSHOT")
-A_WHILE = 1_500_000 if ASKED else 20_000  # milliseconds: then a real prior works at a real number of steps
+A_WHILE = 1_500_000 if ASKED else 60_000  # milliseconds: then a real prior works at a real number of steps
 
 
 @pytest.fixture(scope="module")
