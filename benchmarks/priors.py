@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss, normalize
 from torchvision.utils import make_grid, save_image
 
-from stsl import LPIPS, Prior, Problem, Rng, Sampler, State, files, iterate, knob, load_prior, metrics
+from stsl import LPIPS, Prior, Problem, Rng, files, iterate, load_prior, metrics
+from stsl.bench.faces import Unconditional
 from stsl.distances import frechet, kid
 from stsl.perceptual import PooledVGG, load_contrastive
 from stsl.perceptual.clip import load_clip
@@ -46,19 +47,6 @@ COLOURFUL = (
     0.04  # mean spread of the channels: below 0.001 in 99 % of the grey faces, above it in 99 % of the colour ones
 )
 Row = tuple[str, str, float, float | None, int]  # figure, split, value, its standard error, how many
-
-
-@dataclass(frozen=True)
-class DDIM(Sampler):
-    """Samples of the prior, with no measurement: z ← DDIM(z_t). Source: Song et al. 2021, arXiv:2010.02502, eq. 12."""
-
-    source = "Song et al. 2021, arXiv:2010.02502, equation 12"
-    steps: int = knob(50, "denoising steps", low=1, high=1000)
-
-    def step(self, problem: Problem, state: State, t: int, t_next: int, rng: Rng) -> State:
-        eps = problem.epsilon(state.z, t)
-        z0 = problem.prior.clip(problem.schedule.clean(state.z, eps, t))
-        return State(problem.schedule.move(z0, eps, t, t_next), clean=z0)
 
 
 class Faces:
@@ -254,7 +242,7 @@ class Bench:
         )  # nothing is measured: only the number of images counts
         condition = None if prompt is None else self.prior.condition([prompt] * len(numbers), scale=GUIDANCE)
         problem = Problem(y, None, self.prior, condition)
-        *_, last = iterate(problem, DDIM(self.args.steps), Rng(0, tuple(f"{name}-{i}" for i in numbers)))
+        *_, last = iterate(problem, Unconditional(self.args.steps), Rng(0, tuple(f"{name}-{i}" for i in numbers)))
         with torch.no_grad():
             x = self.prior.decode(last.state.z).clamp(0, 1)
         return (255 * x).round().to(torch.uint8).cpu().contiguous()

@@ -44,21 +44,23 @@ class Change(TypedDict):
     inversion_reused: bool
 
 
-class Restoring(TypedDict):
-    """How far a job is; the last one has the result."""
+class Progress(TypedDict):
+    """How far a job is."""
 
     said: str
     done: float | None
     seconds_left: float | None
+
+
+class Restoring(Progress):
+    """How far a job is; the last one has the result."""
+
     result: Restoration | None
 
 
-class Editing(TypedDict):
+class Editing(Progress):
     """How far a job is; the last one has the result."""
 
-    said: str
-    done: float | None
-    seconds_left: float | None
     result: Change | None
 
 
@@ -116,19 +118,34 @@ class Rest:
             said, done (0 to 1), seconds_left and, in the last message, result: picture, samples, mean, std, settings.
         """
         damage = orders.Damage(task, options or {}, noise, _path(mask), _path(kernel))
-        yield from self._restored(
-            orders.Order(
-                photo=Path(photo.path),
-                damage=damage,
-                method=method,
-                sampler=orders.sampler(method, quality.capitalize(), task, settings),
-                model=model,
-                part=_part(part, box),
-                prompt=prompt,
-                samples=samples,
-                seed=seed,
-            )
+        order = orders.Order(
+            photo=Path(photo.path),
+            damage=damage,
+            method=method,
+            sampler=orders.sampler(method, quality.capitalize(), task, settings),
+            model=model,
+            part=_part(part, box),
+            prompt=prompt,
+            samples=samples,
+            seed=seed,
         )
+        for step in jobs.restore(self.house, order):
+            done = step.outcome
+            result = (
+                None
+                if done is None
+                else Restoration(
+                    picture=_file(done.picture),
+                    samples=[_file(sample) for sample in done.samples],
+                    mean=None if done.mean is None else _file(done.mean),
+                    std=None if done.std is None else _file(done.std),
+                    settings=dict(done.settings),
+                    residual=done.residual,
+                    expected_noise=done.expected,
+                    residual_is_far_off=done.far_off,
+                )
+            )
+            yield Restoring(said=step.said, done=step.done, seconds_left=step.seconds_left, result=result)
 
     def inpaint(
         self,
@@ -164,18 +181,20 @@ class Rest:
         Returns:
             said, done (0 to 1), seconds_left and, in the last message, result: picture, samples, mean, std, settings.
         """
-        yield from self._restored(
-            orders.Order(
-                photo=Path(photo.path),
-                damage=orders.Damage("mask", noise=noise, mask=_path(mask)),
-                method=method,
-                sampler=orders.sampler(method, quality.capitalize(), "mask", settings),
-                model=model,
-                part=_part(part, box),
-                prompt=prompt,
-                samples=samples,
-                seed=seed,
-            )
+        yield from self.restore(
+            photo,
+            "mask",
+            noise=noise,
+            mask=mask,
+            method=method,
+            quality=quality,
+            settings=settings,
+            model=model,
+            part=part,
+            box=box,
+            prompt=prompt,
+            samples=samples,
+            seed=seed,
         )
 
     def edit(
@@ -280,25 +299,6 @@ class Rest:
             status, models, methods, device, free_gib and limits.
         """
         return jobs.health(self.house)
-
-    def _restored(self, order: orders.Order) -> Iterator[Restoring]:
-        for step in jobs.restore(self.house, order):
-            done = step.outcome
-            result = (
-                None
-                if done is None
-                else Restoration(
-                    picture=_file(done.picture),
-                    samples=[_file(sample) for sample in done.samples],
-                    mean=None if done.mean is None else _file(done.mean),
-                    std=None if done.std is None else _file(done.std),
-                    settings=dict(done.settings),
-                    residual=done.residual,
-                    expected_noise=done.expected,
-                    residual_is_far_off=done.far_off,
-                )
-            )
-            yield Restoring(said=step.said, done=step.done, seconds_left=step.seconds_left, result=result)
 
 
 def register(page: gr.Blocks, house: House) -> None:

@@ -1,7 +1,7 @@
 """What an engine's worker does: a batch of measurements with one method, and hands back PNGs and costs."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from deepinv.physics import Blur, Inpainting, LinearPhysics
 
 from stsl import images, measurements, tasks
 from stsl.bench.identity import PriorChoice
-from stsl.bench.ways import Inpainted, Way
+from stsl.bench.ways import Way
 from stsl.measurements import OperatorInfo
 
 
@@ -65,7 +65,7 @@ class Worker:
     """Does batches; the networks of the last one stay loaded."""
 
     def __init__(self) -> None:
-        self._loaded: tuple[tuple[PriorChoice, bool], Any] | None = None
+        self._loaded: tuple[tuple[PriorChoice, Callable[..., Any]], Any] | None = None
 
     def __call__(self, batch: Batch) -> list[Outcome]:
         """An outcome per item, in order. A batch that fails is tried in halves, so that one item fails alone."""
@@ -82,7 +82,7 @@ class Worker:
 
     def networks(self, way: Way, choice: PriorChoice) -> Any:
         """What a way needs, loaded at most once in a row."""
-        key = (choice, isinstance(way, Inpainted))  # all others need the prior itself
+        key = (choice, type(way).load)  # ways that load in the same way share what is loaded
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # the old one goes before the new one comes
             self._loaded = (key, way.load(choice))

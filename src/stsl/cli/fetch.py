@@ -30,14 +30,15 @@ def fetch(
         return
 
     from stsl.perceptual.contrastive import load_contrastive
+    from stsl.priors.folder import OtherClass
     from stsl.priors.load import is_hub_id
 
     if not is_hub_id(what.partition("@")[0]):
         raise ValueError(f"nothing called {what!r} can be fetched; there is: lpips, and any ViT or CLIP by its hub id")
     try:
         load_contrastive(what)
-    except ValueError as error:
-        if "CLIPModel" not in str(error):
+    except OtherClass as error:
+        if error.given != "CLIPModel":
             raise
         from stsl.perceptual.clip import load_clip
 

@@ -94,21 +94,22 @@ def restore(
     job = Job(Restorer(model, method), corruption, prompt, samples, seed, crop, resize, tiles, batch, code)
     together = Together(job, batch if samples == 1 else 1)
     stop = on_error == "stop"
-    done = sum(resume and job.is_done(source.path, target) for source, target in zip(sources, targets, strict=True))
-    if not tiles:
-        _say_how_long(model, method, len(sources) - done, samples, batch)
 
     try:
-        for number, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):
-            if resume and job.is_done(source.path, target):
+        photos = list(zip(sources, targets, strict=True))
+        done = [resume and job.is_done(source.path, target) for source, target in photos]
+        if not tiles:
+            _say_how_long(model, method, done.count(False), samples, batch)
+        for number, ((source, target), is_done) in enumerate(zip(photos, done, strict=True), start=1):
+            if is_done:
                 say(f"{source.path} is done already")
             elif not together.take(source.path, target, f"({number}/{len(sources)})") and stop:
                 break
         else:
             together.restore_the_rest(stop)
     except KeyboardInterrupt:
-        done = sum(row["output"] is not None for row in together.rows)
-        say(f"stopped: {done} of {len(sources)} photos are done and stay; --resume goes on from there")
+        finished = sum(row["output"] is not None for row in together.rows)
+        say(f"stopped: {finished} of {len(sources)} photos are done and stay; --resume goes on from there")
         raise typer.Exit(130) from None
     finally:
         order = {str(source.path): place for place, source in enumerate(sources)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from stsl.perceptual.find import Kind, find, shipped
+from stsl.perceptual.find import Kind, find, modified, shipped
 from stsl.priors.folder import CLIP_CONFIGS, Folder
 from stsl.priors.load import builtin_folder
 from stsl.shapes import Image, PerImage
@@ -133,9 +133,7 @@ def load_clip(
         ConnectionError, PermissionError: the hub could not be reached, or wants its terms accepted first.
     """
     folder = find(name, CLIP_MODEL, builtin_folder(), offline=offline)
-    weights = Folder(folder).weights("clip")
-    changed = weights.stat().st_mtime_ns if weights else 0
-    return _loaded(folder, changed, torch.device(device), dtype)
+    return _loaded(folder, modified(folder, CLIP_MODEL), torch.device(device), dtype)
 
 
 def builtin_clips() -> list[str]:

@@ -80,3 +80,9 @@ def find(name: str | Path, kind: Kind, shelf: Path, *, offline: bool = False) ->
         f"{lacking}; give {built_in}the folder of a transformers {kind.network} with safetensors weights, or a hub id "
         f"such as {kind.example}"
     )
+
+
+def modified(folder: Path, kind: Kind) -> int:
+    """When the weights in a network's folder were last written, in nanoseconds; 0 without weights."""
+    weights = Folder(folder).weights(kind.part)
+    return weights.stat().st_mtime_ns if weights else 0

@@ -141,6 +141,14 @@ MAX_SIDE = 4096  # of what a UNet works on
 MAX_LEVELS = 10_000  # of a noise schedule
 
 
+class OtherClass(ValueError):
+    """A config asks for a class that is not loaded as this part; `given` names it."""
+
+    def __init__(self, message: str, given: object) -> None:
+        super().__init__(message)
+        self.given = given
+
+
 @dataclass(frozen=True)
 class Folder:
     """A model folder that nobody vouches for.
@@ -168,7 +176,7 @@ class Folder:
         given = config.get("_class_name", config.get("architectures"))
         given = given[0] if isinstance(given, list) and len(given) == 1 else given
         if given not in CLASSES[part]:
-            raise ValueError(f"{path} asks for class {given!r}; as {part} stsl loads {', '.join(CLASSES[part])}")
+            raise OtherClass(f"{path} asks for class {given!r}; as {part} stsl loads {', '.join(CLASSES[part])}", given)
         if part == "unet":
             _check_side(path, config)
         if part == "scheduler":
