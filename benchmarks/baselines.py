@@ -46,6 +46,7 @@ from stsl.samplers.base import capabilities
 NOISE = 0.005
 TASKS = "sr4,gaussian_blur,motion_blur,random_inpaint,box_inpaint"
 EVALUATIONS, DECODER_PASSES = 128, 256
+BETTER = {"lpips_alex": -1, "lpips_vgg": -1, "psnr": 1, "ssim": 1}  # which way
 
 Setting = Callable[[str], Sampler]
 
@@ -181,8 +182,9 @@ def report(scores: Scores, block: str, side: int, wanted: list[str], full: bool)
     print(
         f"\n{block.capitalize()} methods at {side} pixels, colour / grey; not to be ranked against the other block.\n"
     )
-    for columns in (("lpips_alex", "psnr"), ("lpips_vgg", "ssim"), ("decoder_samples", "seconds")):
+    for columns in (("lpips_alex", "psnr"), ("lpips_vgg", "ssim")):
         print(scores.markdown("method", wanted, columns), end="\n\n")
+    print(costs(scores.rows), end="\n\n")
     before = {row["task"]: row for row in scores.rows if row["method"] == "degraded"}
     for row in scores.rows:
         if row["method"] == "degraded":
@@ -190,9 +192,21 @@ def report(scores: Scores, block: str, side: int, wanted: list[str], full: bool)
         where = f"{row['method']} on {row['task']}"
         if not full and (int(row["unet_samples"]) > EVALUATIONS or int(row["decoder_samples"]) > DECODER_PASSES):
             print(f"Over the budget: {where}, {row['unet_samples']} and {row['decoder_samples']}")
-        for kind in ("colour", "grey"):
-            if float(row[f"lpips_alex_{kind}"]) > float(before[row["task"]][f"lpips_alex_{kind}"]):
-                print(f"Worse than degraded by LPIPS-Alex: {where}, {kind}")
+        for score, better in BETTER.items():
+            for name in (f"{score}_colour", f"{score}_grey"):
+                if better * float(row[name]) < better * float(before[row["task"]][name]):
+                    print(f"Worse than degraded by {name}: {where}")
+
+
+def costs(rows: list[dict[str, str]]) -> str:
+    """Evaluations, decoder passes and seconds of each method over its tasks, as Markdown."""
+    lines = ["| method | evaluations | decoder passes | seconds per face |", "|---|---|---|---|"]
+    for method in dict.fromkeys(row["method"] for row in rows if row["unet_samples"]):
+        mine = [row for row in rows if row["method"] == method]
+        columns = ([float(row[name]) for row in mine] for name in ("unet_samples", "decoder_samples", "seconds"))
+        spans = (dict.fromkeys(f"{value:.0f}" for value in (min(column), max(column))) for column in columns)
+        lines.append("| " + " | ".join([method, *(" to ".join(span) for span in spans)]) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ takes all of them again. Per row:
 
 import argparse
 import csv
-import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
 import torch
-from PIL import Image
+from faces import read_faces
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from stsl import LPIPS, NTI, NTICAT, P2L, PSLD, STSL, STSLCAT, Edit, Editing, Editor, images, load_prior, tasks
 from stsl.files import atomic
@@ -42,6 +39,7 @@ from stsl.perceptual.edits import Region, key_distance, lpips_outside, psnr_outs
 
 EDIT = Edit("a neutral face", "a smiling face")
 SHOWN = {"neutral": EDIT.source, "happiness": EDIT.target}  # labels of the data, and what they are in words
+TASKS = ("clean", "sr8", "sr4", "gaussian_blur")
 NOISE = 0.005
 # Mouth and cheeks in a face framed as the built-in prior's.
 MOUTH = Region(0.5, 0.2, 0.42, 0.6)
@@ -125,7 +123,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="faces edited together")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--full", action="store_true", help="50 steps")
-    parser.add_argument("--tasks", default="clean,sr8,sr4,gaussian_blur")
+    parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--editors", default=";".join(EDITORS), help="separated by semicolons")
     parser.add_argument("--lam", type=float, help="weight of the measurement in NTI-CAT and STSL-CAT, for their own")
     parser.add_argument("--sweep", choices=["lam"], help="STSL-CAT on sr8 at several weights of the measurement")
@@ -138,7 +136,7 @@ def main() -> None:
     chosen = list(settings(steps, args.tasks.split(","), args.editors.split(";"), args.lam))
     if args.sweep:
         chosen = [Setting("sr8", "STSL-CAT", replace(STSLCAT(steps, GUIDANCE), lam=lam)) for lam in LAMBDAS]
-    x, ids, colour = faces(args.data, "neutral", args.faces)
+    x, ids, colour = read_faces(args.data, args.faces - args.faces // 2, args.faces // 2, "neutral")
     table = Table(args.out / ("lam.csv" if args.sweep else "faces.csv"))
     left = [each for each in chosen if any(each.key(face) not in table.rows for face in ids)]
     print(f"{len(left)} of {len(chosen)} settings are left; network rows a face, at most, before sharing inversions:")
@@ -200,23 +198,6 @@ def picture(keep: Path, key: tuple[str, ...]) -> Path:
     return keep / "pictures" / f"{images.safe_stem('-'.join(part or 'none' for part in key))}.png"
 
 
-def faces(path: Path, emotion: str, count: int | None) -> tuple[Tensor, tuple[str, ...], list[bool]]:
-    """The first faces of an emotion, colour and grey in turns (None: all of them): pictures, ids, who is in colour."""
-    table = parquet.read_table(path, columns=["image", "color", "emotion"])
-    found: dict[bool, list[tuple[int, bytes, bool]]] = {True: [], False: []}
-    columns = (table[name].to_pylist() for name in ("image", "color", "emotion"))
-    for index, (image, color, shown) in enumerate(zip(*columns, strict=True)):
-        if shown == emotion:
-            found[color].append((index, image["bytes"], color))
-    rows = found[True] + found[False]
-    if count is not None:
-        rows = [row for pair in zip(found[True], found[False], strict=False) for row in pair][:count]
-    if not rows or (count is not None and len(rows) < count):
-        raise SystemExit(f"{path} has {len(rows)} faces labelled {emotion}, as many in colour as in grey")
-    pictures = [pil_to_tensor(Image.open(io.BytesIO(data)).convert("RGB")).float() / 255 for _, data, _ in rows]
-    return torch.stack(pictures), tuple(f"{path.stem}-{index}" for index, *_ in rows), [color for *_, color in rows]
-
-
 class Table:
     """Rows by what names them, in a CSV file that is always whole."""
 
@@ -232,27 +213,40 @@ class Table:
             writer.writerows(self.rows.values())
 
     def summary(self) -> str:
-        """Means over faces, as Markdown."""
-        heads = ["task", "editor", "lam", "n", "accuracy", "balanced", *COLUMNS[11:], "seconds", "rows"]
+        """Means over faces as Markdown, task by task; what is outside the mouth for colour and grey faces apart."""
+        heads = ["photos", "editor", "lam", "accepted", "unedited neutral", "gain", "LPIPS outside", "PSNR outside, dB"]
+        heads += ["key distance", "rows per face", "seconds per face"]
         lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         groups: dict[tuple[str, ...], list[Row]] = {}
         for key, row in self.rows.items():
             groups.setdefault(key[:5], []).append(row)
-        for (task, editor, lam, *_), rows in groups.items():
-            means = {name: mean(rows, name) for name in COLUMNS[7:]}
-            both = [means["accuracy"], means["called_neutral"]]
-            balanced = None if None in both else sum(both) / 2  # type: ignore[arg-type]
-            numbers = [means["accuracy"], balanced, *(means[name] for name in COLUMNS[11:])]
-            numbers += [means["seconds"], means["unet_rows"]]
-            cells = ["–" if number is None else f"{number:.3g}" for number in numbers]
-            lines.append("| " + " | ".join([task, editor, lam, str(len(rows)), *cells]) + " |")
+        place = {task: number for number, task in enumerate(TASKS)}
+        for (task, editor, lam, *_), rows in sorted(groups.items(), key=lambda item: place[item[0][0]]):
+            kinds = [[row for row in rows if row["colour"] == kind] for kind in ("True", "False")]
+            cells = [f"{shown(total(rows, name))} of {len(rows)}" for name in ("accuracy", "called_neutral")]
+            cells += [shown(mean(rows, "gain"), 3)]
+            for name, digits in (("lpips_outside", 3), ("psnr_outside", 1)):
+                cells.append(" / ".join(shown(mean(kind, name), digits) for kind in kinds))
+            cells += [shown(mean(rows, "vit"), 3), shown(mean(rows, "unet_rows")), shown(mean(rows, "seconds"))]
+            lines.append("| " + " | ".join([task, editor, lam, *cells]) + " |")
         return "\n".join(lines)
+
+
+def shown(value: float | None, digits: int = 0) -> str:
+    """A number of a table, a dash where it is not known."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def total(rows: Sequence[Row], name: str) -> float | None:
+    """The sum of a column, None where a row lacks it."""
+    values = [float(row[name]) for row in rows if row.get(name)]
+    return sum(values) if len(values) == len(rows) else None
 
 
 def mean(rows: Sequence[Row], name: str) -> float | None:
     """The mean of a column, None where a row lacks it."""
-    values = [float(row[name]) for row in rows if row.get(name)]
-    return sum(values) / len(values) if len(values) == len(rows) else None
+    whole = total(rows, name)
+    return None if whole is None or not rows else whole / len(rows)
 
 
 @dataclass(frozen=True)
@@ -310,7 +304,7 @@ class Judges:
 
 def ceiling(clip: CLIP, name: str, data: Path, out: Path) -> None:
     """Write how well the CLIP tells real photos of both kinds apart."""
-    (neutral, *_), (smiling, *_) = (faces(data, emotion, None) for emotion in SHOWN)
+    (neutral, *_), (smiling, *_) = (read_faces(data, None, None, emotion) for emotion in SHOWN)
     row = {
         "clip": name,
         "data": data.name,
