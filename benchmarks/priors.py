@@ -109,7 +109,7 @@ class Table:
             )
 
     def markdown(self) -> str:
-        """Figures down, priors across; all / colour / grey in a cell."""
+        """Figures down, priors across; all / colour / grey in a cell, a dash for one that has none."""
         priors = list(dict.fromkeys((row["prior"], row["weights"]) for row in self.rows))
         lines = ["| figure | " + " | ".join(f"{name} ({weights})" for name, weights in priors) + " |"]
         lines.append("|---" * (len(priors) + 1) + "|")
@@ -118,8 +118,10 @@ class Table:
             cells = []
             for prior in priors:
                 of = {"prior": prior[0], "weights": prior[1], "figure": figure, "setting": setting}
-                found = [row for row in self.rows if of.items() <= row.items()]
-                cells.append(" / ".join(f"{r['value']}{' ± ' + r['error'] if r['error'] else ''}" for r in found))
+                rows = [row for row in self.rows if of.items() <= row.items()]
+                found = {r["split"]: f"{r['value']}{' ± ' + r['error'] if r['error'] else ''}" for r in rows}
+                splits = ("all", "colour", "grey") if found.keys() - {"all"} else tuple(found)
+                cells.append(" / ".join(found.get(split, "–") for split in splits))
             several = sum(figure == other for other, _ in kinds) > 1
             lines.append(f"| {figure}{f' ({setting})' if several else ''} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
@@ -151,10 +153,11 @@ class Bench:
 
     @cached_property
     def weights(self) -> str:
-        """The first digits of a hash over all weights."""
+        """The first digits of a hash over all weights; the checkpoint of a training is none of them."""
         digest = hashlib.sha256()
         for file in sorted(self.folder.rglob("*.safetensors")):
-            digest.update(files.sha256(file).encode())
+            if "training" not in file.relative_to(self.folder).parts:
+                digest.update(files.sha256(file).encode())
         return digest.hexdigest()[:8]
 
     @cached_property
@@ -185,7 +188,9 @@ class Bench:
         colour = self.test.colour
         parts = {"all": values, "colour": values[colour], "grey": values[~colour]}
         return [
-            (figure, s, float(v.mean()), float(v.std()) / len(v) ** 0.5, len(v)) for s, v in parts.items() if len(v)
+            (figure, s, float(v.mean()), float(v.std()) / len(v) ** 0.5 if len(v) > 1 else None, len(v))
+            for s, v in parts.items()
+            if len(v)
         ]
 
     # ---- priors
@@ -226,9 +231,11 @@ class Bench:
     def drawn(self, n: int, prompt: str | None = None) -> Tensor:
         """Samples, 8 bits, drawn in batches that are kept; sample i is the same however many are drawn."""
         name = "unconditional" if prompt is None else prompt.replace(" ", "-")
+        given, usual = (pick_precision(p, torch.device(self.args.device)) for p in (self.args.precision, "auto"))
+        kind = f"{self.args.batch}" if given == usual else f"{self.args.batch}-{given}"
         kept = []
         for start in range(0, n, self.args.batch):
-            file = self.work / "samples" / f"{name}-{self.args.steps}-{start:05d}-{self.args.batch}.safetensors"
+            file = self.work / "samples" / f"{name}-{self.args.steps}-{start:05d}-{kind}.safetensors"
             if not file.is_file():
                 with files.atomic(file) as path:
                     save_file({"x": self._draw(range(start, start + self.args.batch), prompt, name)}, path)
@@ -298,6 +305,11 @@ class Bench:
                     )
                     low = float(some.double().quantile(0.01))
                     rows.append((f"nearest training face of {name}, 1 % quantile", split, low, None, len(some)))
+        of_faces = {(figure, split): value for figure, split, value, *_ in rows if "test faces" in figure}
+        for figure, split, value, _, n in rows[:]:
+            other = of_faces.get((figure.replace("of samples", "of test faces"), split))
+            if "of samples" in figure and other:
+                rows.append((figure.replace("of samples", "of samples over test faces"), split, value / other, None, n))
         return rows
 
     def sheets(self) -> list[Row]:

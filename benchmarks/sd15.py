@@ -37,17 +37,17 @@ SCHEDULER = {
 }
 
 
-def text_config(vocabulary: int = 49408) -> CLIPTextConfig:
+def text_config() -> CLIPTextConfig:
     """The text encoder's: CLIP ViT-L/14."""
     return CLIPTextConfig(
-        vocab_size=vocabulary,
+        vocab_size=49408,
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=12,
         num_attention_heads=12,
         max_position_embeddings=77,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
+        bos_token_id=49406,
+        eos_token_id=49407,
     )
 
 
@@ -72,7 +72,7 @@ def shapes(
 
 
 def folder(path: Path) -> Path:
-    """The prior as a folder with random weights, written unless it is there."""
+    """The prior as a folder with random weights, written unless it is there; its tokenizer knows letters only."""
     if (path / "model_index.json").is_file():
         return path
     tokens = sorted(ByteLevel.alphabet())
@@ -81,7 +81,7 @@ def folder(path: Path) -> Path:
     parts = {
         "unet": UNet2DConditionModel(**UNET),
         "vae": AutoencoderKL(**VAE),
-        "text_encoder": CLIPTextModel(text_config(len(words))),
+        "text_encoder": CLIPTextModel(text_config()),
     }
     for name, part in parts.items():
         part.to(torch.float16).save_pretrained(path / name)

@@ -4,8 +4,9 @@
 
 Prints, for one batch of images: seconds per image, step and network evaluation; the sum of the bare parts of the run
 (UNet forward and backward, decoder, encoder, each at the run's batch, precision and layout) and the ratio of the whole
-to it (overhead); operations per second, and their share of the best matrix product's (utilisation); peak memory on a
-GPU. Parts, separate calls and precisions are timed in turn within one process, and the median counts, so that what
+to it (overhead); operations per second, and their share of the best matrix product's (utilisation); peak memory, beside
+what `stsl estimate` says. A run's seconds are those of its steps: one of each kind is timed, and counts for all of its
+kind. Parts, separate calls and precisions are timed in turn within one process, and the median counts, so that what
 else a machine does disturbs all alike. `--prior sd15` has the shape of Stable Diffusion 1.5 and random weights.
 The figures of docs/performance.md come from here.
 """
@@ -21,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from stsl import Prior, load_prior
 from stsl.cli.choose import changes, choose_sampler
-from stsl.estimate import Kind, footprint_of, plain_problem, rehearse
+from stsl.estimate import Kind, estimate_memory, footprint_of, plain_problem, rehearse
+from stsl.memory import GIB
 from stsl.problem import Problem
 from stsl.rng import Rng
 from stsl.samplers import SAMPLERS, Sampler
@@ -96,12 +99,9 @@ def measure(prior: Prior, sampler: Sampler, batch: int, rounds: int) -> dict[str
         f"step {i}": (lambda kind=kind: step(problem, sampler, kind)) for i, kind in enumerate(kinds)
     }
     parts, needed = bare_parts(prior, kinds, batch)
-    side = 4096 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if prior.is_narrow else torch.float32
-    square = torch.randn(side, side, device=device, dtype=dtype)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = in_turn(steps | parts | {"matrix product": lambda: square @ square}, rounds, device)
+    side = 8192 if device.type == "cuda" else 1024
+    seconds = in_turn(steps | parts | {"matrix product": matrix_product(prior, side)}, rounds, device)
+    expected, peak = estimate_memory(prior, sampler, batch), peak_of(problem, sampler, kinds)
 
     whole = sum(kind.count * seconds[f"step {i}"] for i, kind in enumerate(kinds))
     bare = sum(count * seconds[name] for name, count in needed.items())
@@ -121,18 +121,52 @@ def measure(prior: Prior, sampler: Sampler, batch: int, rounds: int) -> dict[str
         "GFLOP/s": flops / whole / 1e9,
         "GFLOP/s of the best matrix product": rate / 1e9,
         "utilisation": flops / whole / rate,
+        "peak memory of a step, weights included, GiB": None if peak is None else peak / GIB,
+        "the run's as estimated, GiB": None if expected.peak is None else expected.peak / GIB,
     }
-    report |= {f"median seconds: {name}": value for name, value in seconds.items()}
-    if device.type == "cuda":
-        report["peak GPU memory, GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
-    return report
+    return report | {f"median seconds: {name}": value for name, value in seconds.items()}
 
 
 def step(problem: Problem, sampler: Sampler, kind: Kind) -> object:
     """One step of a kind, as the loop runs it."""
+    here = replace(problem, prior=problem.prior.for_step(kind.left))
     rng = Rng(0, tuple(str(i) for i in range(problem.batch))).at("restore", kind.index)
     with torch.no_grad():
-        return sampler.step(problem, kind.state, kind.t, kind.t_next, rng)
+        return sampler.step(here, kind.state, kind.t, kind.t_next, rng)
+
+
+def peak_of(problem: Problem, sampler: Sampler, kinds: list[Kind]) -> int | None:
+    """Most bytes that PyTorch's allocator gives out during a step, the weights among them; None where it cannot tell.
+
+    Steps that do a part of what another one does are left out.
+    """
+    device, prior = problem.prior.device, problem.prior
+    if device.type not in ("cuda", "cpu"):
+        return None
+    there = sum(tensor.untyped_storage().nbytes() for tensor in [*prior.parameters(), *prior.buffers()])
+    peaks = []
+    for kind in kinds:
+        if any(kind.is_part_of(other) for other in kinds):
+            continue
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            step(problem, sampler, kind)
+            peaks.append(torch.cuda.max_memory_allocated(device))
+        else:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+                step(problem, sampler, kind)
+            peaks.append(there + most_held(recorded))
+    return max(peaks)
+
+
+def most_held(recorded: Any) -> int:
+    """Most bytes that a profile's allocations, less what was freed again, came to."""
+    live = most = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            most = max(most, live)
+    return most
 
 
 def bare_parts(prior: Prior, kinds: list[Kind], batch: int) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
@@ -150,21 +184,24 @@ def bare_parts(prior: Prior, kinds: list[Kind], batch: int) -> tuple[dict[str, C
 
     for kind in kinds:
         cost, n = kind.cost, kind.count
-        calls_with_gradient = max(cost.decoder_backward_samples / batch, 1 if cost.unet_backward_samples else 0)
-        plain_calls = cost.unet_calls - calls_with_gradient
-        rows = round((cost.unet_samples - plain_calls * batch) / calls_with_gradient) if calls_with_gradient else batch
+        with_gradient = min(max(cost.decoder_backward_samples / batch, 1), cost.unet_calls)
+        with_gradient = with_gradient if cost.unet_backward_samples else 0
+        plain_calls = cost.unet_calls - with_gradient
+        rows = round((cost.unet_samples - plain_calls * batch) / with_gradient) if with_gradient else batch
         # More backward passes than forward ones: two gradients of one graph, told apart.
-        again = max(cost.unet_backward_samples - rows * calls_with_gradient, 0) / rows
+        again = max(cost.unet_backward_samples - rows * with_gradient, 0) / rows
         both, forward = network(prior, rows, gradient=True), network(prior, batch, gradient=False)
-        need(f"UNet, {rows} rows, forward and backward", n * calls_with_gradient, both)
+        need(f"UNet, {rows} rows, forward and backward", n * with_gradient, both)
         need(f"UNet, {batch} rows, forward", n * plain_calls, forward)
         need(f"UNet, {rows} rows, backward once more", n * again, network(prior, rows, gradient=True, twice=True))
-        for name, function, counts in (
-            ("decoder", decoder(prior, batch), (cost.decoder_samples, cost.decoder_backward_samples)),
-            ("encoder", encoder(prior, batch), (cost.encoder_samples, cost.encoder_backward_samples)),
+        here = prior.for_step(kind.left)
+        size = "" if here is prior else "tiny "
+        for name, part, calls, backward in (
+            ("decoder", decoder, cost.decoder_samples / batch, cost.decoder_backward_samples / batch),
+            ("encoder", encoder, cost.encoder_samples / batch, cost.encoder_backward_samples / batch),
         ):
-            need(f"{name}, forward and backward", n * counts[1] / batch, function)
-            assert counts[0] == counts[1], "steps whose decoder or encoder needs no gradient are not timed yet"
+            need(f"{size}{name}, forward and backward", n * backward, part(here, batch))
+            need(f"{size}{name}, forward", n * (calls - backward), part(here, batch, gradient=False))
     once_more = [name for name in needed if name.endswith("once more")]
     for name in once_more:  # timed as two backward passes, of which one is counted already
         pair = name.replace("backward once more", "forward and backward")
@@ -174,7 +211,7 @@ def bare_parts(prior: Prior, kinds: list[Kind], batch: int) -> tuple[dict[str, C
 
 def network(prior: Prior, rows: int, *, gradient: bool, twice: bool = False) -> Callable[[], object]:
     """Calls the network as a step does; `twice` takes the gradient of two losses of one graph."""
-    z = torch.randn(rows, *prior.latent_shape, device=prior.device)
+    z = torch.randn(rows, *prior.latent_shape, device=prior.device, dtype=prior.dtype)
     condition = prior.condition([""] * rows) if prior.has_text else None
 
     def call() -> object:
@@ -190,26 +227,36 @@ def network(prior: Prior, rows: int, *, gradient: bool, twice: bool = False) -> 
     return call
 
 
-def decoder(prior: Prior, rows: int) -> Callable[[], object]:
-    """Calls the decoder that most steps use, forward and backward."""
-    z, quick = torch.randn(rows, *prior.latent_shape, device=prior.device), prior.for_step(1000)
+def decoder(prior: Prior, rows: int, *, gradient: bool = True) -> Callable[[], object]:
+    """Calls the decoder, forward and backward or forward alone."""
+    return passes(
+        prior.decode, torch.randn(rows, *prior.latent_shape, device=prior.device, dtype=prior.dtype), gradient
+    )
+
+
+def encoder(prior: Prior, rows: int, *, gradient: bool = True) -> Callable[[], object]:
+    """Calls the encoder, forward and backward or forward alone."""
+    return passes(prior.encode, torch.rand(rows, *prior.image_shape, device=prior.device, dtype=prior.dtype), gradient)
+
+
+def passes(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, gradient: bool) -> Callable[[], object]:
+    """Calls a function of one tensor, with its gradient if asked."""
 
     def call() -> object:
-        leaf = z.clone().requires_grad_()
-        return torch.autograd.grad(quick.decode(leaf).sum(), leaf)
-
-    return call
-
-
-def encoder(prior: Prior, rows: int) -> Callable[[], object]:
-    """Calls the encoder that most steps use, forward and backward."""
-    x, quick = torch.rand(rows, *prior.image_shape, device=prior.device), prior.for_step(1000)
-
-    def call() -> object:
+        if not gradient:
+            with torch.no_grad():
+                return function(x)
         leaf = x.clone().requires_grad_()
-        return torch.autograd.grad(quick.encode(leaf).sum(), leaf)
+        return torch.autograd.grad(function(leaf).sum(), leaf)
 
     return call
+
+
+def matrix_product(prior: Prior, side: int) -> Callable[[], object]:
+    """Multiplies two large matrices in the prior's precision: the most that a device can be asked for."""
+    dtype = torch.bfloat16 if prior.is_narrow else torch.float32
+    square = torch.randn(side, side, device=prior.device, dtype=dtype)
+    return lambda: square @ square
 
 
 def compare(prior: Prior, wide: Prior, sampler: Sampler, batch: int, rounds: int) -> dict[str, Any]:
@@ -236,14 +283,20 @@ def in_turn(calls: Timed, rounds: int, device: torch.device) -> dict[str, float]
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
             began = time.perf_counter()
             call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
             times[name].append(time.perf_counter() - began)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def wait(device: torch.device) -> None:
+    """Until a device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def machine(device: torch.device) -> dict[str, Any]:

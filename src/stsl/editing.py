@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,8 @@ class EditRun(Iterator[Frame]):
             self._logs.append({"stage": frame.stage, "step": frame.index, "t": frame.t} | numbers)
             yield frame
 
-    def _save_memory(self, said: str) -> None:
-        """Do the next thing that takes less memory.
+    def _save_memory(self, said: str, then: str = "the edit starts again with the same seed") -> None:
+        """Do the next thing that takes less memory, and say what comes then.
 
         Raises:
             OutOfMemory: nothing is left to do.
@@ -166,7 +167,7 @@ class EditRun(Iterator[Frame]):
                 "p2p, which takes no gradients through the network, a restorer with --set nu=0, a smaller prior, or "
                 f"--device cpu ({said})"
             )
-        log.warning("out of memory: %s, and the edit starts again with the same seed", change)
+        log.warning("out of memory: %s, and %s", change, then)
 
     def preview(self, frame: Frame) -> Image:
         """The current estimate as an image, clamped to [0, 1]."""
@@ -178,6 +179,7 @@ class EditRun(Iterator[Frame]):
 
         Raises:
             Diverged: a decoded value is not finite.
+            OutOfMemory: the result cannot be decoded with every saving made.
             RuntimeError: the run was stopped before its end.
         """
         for _ in self:
@@ -215,7 +217,11 @@ class EditRun(Iterator[Frame]):
 
     def _decoded(self, z: Latent) -> Image:
         prior = self.problem.prior
-        return finite(prior, lambda: prior.decode(z), lambda x: x, "the decoded image")
+
+        def attempt() -> Iterator[Image]:
+            yield finite(prior, lambda: prior.decode(z), lambda x: x, "the decoded image")
+
+        return next(until_it_fits(attempt, partial(self._save_memory, then="the result is decoded again"), z.device))
 
 
 @dataclass(frozen=True, eq=False)

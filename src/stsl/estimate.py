@@ -95,9 +95,9 @@ def estimate_memory(prior: Prior, sampler: Sampler, batch: int = 1) -> Estimate:
         torch.zeros(batch, *shape, dtype=prior.dtype, device=prior.device)
         for shape in (problem.prior.latent_shape, prior.image_shape)
     )
-    kinds = rehearse(problem, sampler)
-    largest = [kind for kind in kinds if not any(kind.is_part_of(other) for other in kinds)]
     try:
+        kinds = rehearse(problem, sampler)
+        largest = [kind for kind in kinds if not any(kind.is_part_of(other) for other in kinds)]
         ends = [_follow(problem, lambda: problem.prior.decode(z)), _follow(problem, lambda: problem.prior.encode(x))]
         peak = max(taken.peak for taken in [*ends, *(footprint_of(problem, sampler, kind) for kind in largest)])
     except Exception as error:  # whatever a sampler does that cannot be followed
@@ -228,7 +228,11 @@ def _step(problem: Problem, sampler: Sampler, kind: Kind) -> State:
 
 
 class _StandIn(Wrapped):
-    """A prior of unit normal latents that costs nothing: one channel, enlarged, is its image."""
+    """A prior of unit normal latents that costs nothing: the mean channel, enlarged, is its image.
+
+    A pixel of the image moves the less the more pixels a latent place has, so that the measurement is as steep for
+    large images as for small ones: a method must not diverge here that does not on a network.
+    """
 
     def for_step(self, left: int) -> Prior:
         return self
@@ -248,8 +252,9 @@ class _StandIn(Wrapped):
         return F.adaptive_avg_pool2d(2 * x.mean(1, keepdim=True) - 1, (height, width)).expand(-1, channels, -1, -1)
 
     def decode(self, z: Latent) -> Image:
+        factor = self.image_shape[1] / self.latent_shape[1]
         x = F.interpolate(z.mean(1, keepdim=True), size=self.image_shape[1:], mode="nearest")
-        return ((1 + x) / 2).expand(-1, self.image_shape[0], -1, -1)
+        return ((1 + x / factor) / 2).expand(-1, self.image_shape[0], -1, -1)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ class OutOfMemory(RuntimeError):
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that a device's memory was not enough."""
-    words = ("out of memory", "not enough memory", "can't allocate memory")
+    # The last one is what cuBLAS and cuDNN say of their own work space.
+    words = ("out of memory", "not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

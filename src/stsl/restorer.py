@@ -180,11 +180,15 @@ class Run(Iterator[Frame]):
         """
         if self.batch > 1:
             self.batch = -(-self.batch // 2)
-            change: str | None = f"{self.batch} samples are drawn together"
-        elif len(self.ids) > 1:
-            raise OutOfMemory(f"{len(self.ids)} images at once are too many for the memory: give fewer ({said})")
+            change = f"{self.batch} samples are drawn together"
         else:
-            change = self.problem.prior.lighten()
+            change = self._lightened(said)
+        log.warning("out of memory: %s, and the image starts again with the same seed", change)
+
+    def _lightened(self, said: str) -> str:
+        if len(self.ids) > 1:
+            raise OutOfMemory(f"{len(self.ids)} images at once are too many for the memory: give fewer ({said})")
+        change = self.problem.prior.lighten()
         if change is None:
             raise OutOfMemory(
                 f"out of memory with every saving made, at {self.problem.prior.image_shape[-1]} x "
@@ -192,7 +196,7 @@ class Run(Iterator[Frame]):
                 "--decoder tiny, a smaller prior, --crop in place of the whole photo, --device cpu, or closing what "
                 f"else uses the device; `stsl estimate` says what is needed ({said})"
             )
-        log.warning("out of memory: %s, and the image starts again with the same seed", change)
+        return change
 
     def preview(self, frame: Frame) -> Image:
         """The current estimate as an image, clamped to [0, 1]. Not counted as cost."""
@@ -202,13 +206,24 @@ class Run(Iterator[Frame]):
 
     def _decoded(self) -> Tensor:
         """The samples, not clamped: (K, B, 3, H, W). One after another, since memory may be short."""
-        return torch.stack([self.problem.prior.decode(z) for z in self._latents])
+        prior = self.problem.prior
+
+        def attempt() -> Iterator[Tensor]:
+            yield finite(
+                prior, lambda: torch.stack([prior.decode(z) for z in self._latents]), lambda x: x, "the decoded image"
+            )
+
+        def save(said: str) -> None:
+            log.warning("out of memory: %s, and the result is decoded again", self._lightened(said))
+
+        return next(until_it_fits(attempt, save, prior.device))
 
     def result(self) -> Result:
         """The restored images; runs whatever steps are left.
 
         Raises:
             Diverged: a decoded value is not finite.
+            OutOfMemory: the result cannot be decoded with every saving made.
             RuntimeError: an error stopped the run before.
         """
         for _ in self:
@@ -217,7 +232,7 @@ class Run(Iterator[Frame]):
             raise RuntimeError("this run was stopped by an error and has no result")
         with torch.inference_mode(False), torch.no_grad():
             began = time.perf_counter()
-            raw = finite(self.problem.prior, self._decoded, lambda x: x, "the decoded image")
+            raw = self._decoded()
             self.cost.seconds += time.perf_counter() - began
             if not raw.isfinite().all():
                 raise Diverged(f"{type(self.sampler).__name__}: the decoded image is not finite")

@@ -207,6 +207,21 @@ def test_the_report_has_the_accuracy_its_ceiling_and_the_published_figure(finish
     assert "Cost of a picture" in text
 
 
+def test_data_that_do_not_say_who_smiles_give_no_ceiling(finished, judged, faces, tmp_path):
+    """A folder has no column of emotions: the same pictures would be those of the source and of the target."""
+    import pyarrow.parquet as parquet
+
+    whole = parquet.read_table(faces)
+    parquet.write_table(whole.drop(["emotion"]), tmp_path / "unsaid.parquet")
+    parquet.write_table(whole.slice(0, 1), tmp_path / "neutral.parquet")
+    images.write(tmp_path / "photos" / "a.png", torch.zeros(1, 3, 64, 64))
+    judge = EditJudge.of(judged.edit)
+    with Store(finished) as store:
+        for data in ("photos", "unsaid.parquet", "neutral.parquet"):
+            take_ceiling(store, judged, judge, tmp_path / data, {"latent": 64})
+            assert store.all("select * from sets") == [], data
+
+
 def test_an_older_database_gets_the_new_columns(finished):
     with Store(finished) as store:
         for name in (*EDIT_SCORES, "judge"):

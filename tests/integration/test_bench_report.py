@@ -14,14 +14,15 @@ from PIL import Image as Picture
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from models import pixel_folder
+from stsl.bench.cells import load_cells
 from stsl.bench.compare import compare
 from stsl.bench.data import find_pictures
 from stsl.bench.drive import Driver, Plan, choose_blocks
 from stsl.bench.engine import Local
-from stsl.bench.report import write_report
+from stsl.bench.report import _costs, write_report
 from stsl.bench.scores import score_missing
 from stsl.bench.store import Store
-from stsl.bench.suite import Data, Suite
+from stsl.bench.suite import Corruption, Data, Published, Suite
 
 SUITE = {
     "name": "tiny",
@@ -153,6 +154,80 @@ def test_a_folder_compared_with_itself_differs_nowhere(finished):
     assert {row["difference"] for row in rows} == {0.0}
     assert {row["p"] for row in rows} == {1.0}
     assert json.dumps(rows)
+
+
+def test_two_folders_are_compared_on_the_pictures_that_are_scored_in_both(finished, tmp_path):
+    other = Path(shutil.copytree(finished[0], tmp_path / "other"))
+    with Store(finished[0]) as first, Store(other) as second:
+        second.db.execute("update units set psnr = null where image = 'a'")  # killed before it was scored
+        second.db.execute("update units set psnr = psnr - 1 where sampler = 'DMPS'")
+        found = {row["metric"]: row for row in compare(first, second) if row["method"] == "DMPS"}
+    assert (found["psnr"]["n"], found["ssim"]["n"]) == (3, 4)
+    assert found["psnr"]["difference"] == pytest.approx(1.0)
+    assert found["psnr"]["wins"] == 1.0
+
+
+def test_distances_of_sets_have_their_network_and_n_in_their_names(finished, tmp_path, monkeypatch):
+    out = Path(shutil.copytree(finished[0], tmp_path / "out"))
+    monkeypatch.setattr("stsl.bench.scores.backbone", lambda: ("corner", lambda x: x[:, :, 0, 0].double()))
+    with Store(out) as store:
+        write_report(store, finished[1], pictures=False)
+    corners = [
+        np.array([np.asarray(Picture.open(path))[0, 0] / 255 for path in sorted(folder.glob("*.png"))])
+        for folder in (out / "restored" / "pixel" / "gaussian_blur" / "DMPS", out / "truth" / "64")
+    ]
+    (m, c), (n, d) = ((x.mean(0), np.cov(x, rowvar=False)) for x in corners)
+    cross = np.sqrt(np.linalg.eigvals(c @ d).astype(complex)).real.sum()
+    row = table(out)["DMPS", "fid_corner_n4"]
+    assert float(row["mean"]) == pytest.approx(((m - n) ** 2).sum() + np.trace(c + d) - 2 * cross, abs=1e-6)
+    assert (row["n"], row["low"], row["rank"]) == ("4", "", "")
+    assert ("DMPS", "kid_corner_n4") in table(out)
+    with Store(out) as store:  # a unit is done again, with another picture
+        again = store.one("select * from units where sampler = 'DMPS' and image = 'a'")
+        Picture.new("RGB", (64, 64), (255, 255, 255)).save(out / again["png"])
+        store.finish({name: again[name] for name in again.keys()})  # noqa: SIM118 (a row of SQLite is no dict)
+        write_report(store, finished[1], pictures=False)
+    assert float(table(out)["DMPS", "fid_corner_n4"]["mean"]) != float(row["mean"])
+
+
+def test_what_an_earlier_run_had_is_not_said_to_be_missing(finished, tmp_path):
+    out, suite = Path(shutil.copytree(finished[0], tmp_path / "out")), finished[1]
+    left_out = json.dumps({"fast": False, "left_out": {"other": "no prior", "SD-Inpaint": "no weights"}})
+    with Store(out) as store:
+        store.put("runs", {"suite": "tiny", "started": "9999", "settings": left_out})
+        write_report(store, suite, pictures=False, distances=False)
+    text = (out / "report" / "tiny.md").read_text(encoding="utf-8")
+    assert "SD-Inpaint was not run: no weights" in text
+    assert "other was not run" not in text
+
+
+def test_only_samples_of_a_prior_are_called_biased(finished, tmp_path):
+    out, suite = Path(shutil.copytree(finished[0], tmp_path / "out")), finished[1]
+    said = []
+    for known in (("a", "sample-photos/a.png"), ("sample-01", "sample-01 of faces-128")):
+        with Store(out) as store:
+            store.db.execute("update pictures set id = ?, source = ? where id in ('a', 'sample-01')", known)
+            store.db.execute("update members set image = ? where image in ('a', 'sample-01')", known[:1])
+            write_report(store, suite, pictures=False, distances=False)
+        said.append("unconditional samples" in (out / "report" / "tiny.md").read_text(encoding="utf-8"))
+    assert said == [False, True]
+
+
+def test_the_published_cost_stands_beside_ours_under_the_papers_name_of_the_task(finished):
+    out, suite = finished
+    published = {"file": "stsl_table2_runtime_nfe.csv", "tables": ("2-left",), "comparable": False}
+    named = {"gaussian_blur": {"spec": "gaussian_blur", "noise": 0.01, "published": "sr8"}}
+    changed = suite.model_copy(
+        update={"published": Published(**published), "tasks": {k: Corruption(**v) for k, v in named.items()}}
+    )
+    (costs,) = (piece for piece in _costs(changed, "pixel", _loaded(out)))
+    (row,) = (row for row in costs.rows if row[0].text == "DMPS, gaussian_blur")
+    assert row[1].remark == "paper 1000"
+
+
+def _loaded(out):
+    with Store(out) as store:
+        return load_cells(store, "tiny")
 
 
 def test_the_report_is_displayed_by_a_browser(finished):

@@ -1,6 +1,7 @@
 """A benchmark from the first picture to the last: measured once, resumed, never stopped by one bad unit."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -227,6 +228,31 @@ def test_another_picture_of_the_same_name_is_refused(finished, prior, photos):
     assert all("give another --out" in error for _, error in done)
 
 
+def test_data_that_are_refused_leave_the_finished_table_as_it_is(finished, prior, photos):
+    before = rows(finished, "select * from members")
+    assert all(error for _, error in go(finished, plan(prior, photos)))
+    assert rows(finished, "select * from members") == before
+
+
+def test_a_task_that_is_another_corruption_is_refused_before_anything_is_done(finished, prior, pristine):
+    before = rows(finished)
+    tasks = SUITE["tasks"] | {"motion_blur": {"spec": "motion_blur", "noise": 0.02}}
+    other = plan(prior, pristine, SUITE | {"name": "other", "tasks": tasks})
+    with pytest.raises(ValueError, match=r"motion_blur with noise 0\.01 in .*noise 0\.02 here: give another --out"):
+        go(finished, other)
+    assert rows(finished) == before
+    assert {row["suite"] for row in rows(finished, "select * from members")} == {"tiny"}
+
+
+def test_results_that_are_no_database_are_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "results.sqlite").write_text("this is no database, but a text that is longer than its header" * 9)
+    assert main(["bench", "report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "results.sqlite: file is not a database" in said
+    with pytest.raises(OSError, match="may be written"):
+        Store(tmp_path, create=True)
+
+
 COMMAND = """
 import sys
 from pathlib import Path
@@ -303,6 +329,8 @@ def test_rows_are_exported_with_their_settings(tmp_path, finished):
     assert json.loads(table[0]["settings"])["steps"] == 2
     assert table[0]["tag"] == "colour"
     assert (tmp_path / "rows.csv").read_text().count("\n") == UNITS + 1
+    assert main(["bench", "export", str(out), "--to", str(tmp_path / "none.csv"), "--suite", "tyni"]) == 2
+    assert not (tmp_path / "none.csv").exists()
 
 
 def command(*arguments):
@@ -350,6 +378,14 @@ def test_the_database_is_readable_while_a_run_goes_on(tmp_path, prior, photos):
         list(run)
 
 
+def test_ray_that_is_not_installed_is_missed_before_anything_else(monkeypatch, capsys, tmp_path):
+    whole = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else whole(name, *more))
+    assert command("mini-table1", "--limit", 1, "--engine", "ray", "--plan", "--out", tmp_path / "out") == 2
+    assert 'pip install "stsl[bench]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_worker_keeps_its_prior(prior):
     worker, choice = Restoring(1)(), PriorChoice(str(prior), "cpu", "fp32", True)
     again, other = PriorChoice(str(prior), "cpu", "fp32", True), Restored(DMPS(steps=7))
@@ -381,6 +417,21 @@ def test_a_report_is_written_from_what_was_run(tmp_path, prior, photos, capsys):
     assert "DMPS" in (tmp_path / "out" / "report" / "tiny.html").read_text(encoding="utf-8")
     assert main(["bench", "report", str(tmp_path / "out"), "--suite", "mini-table1"]) == 2
     assert "nothing of 'mini-table1'" in capsys.readouterr().err
+
+
+def test_a_table_that_has_no_units_yet_is_in_no_report(tmp_path, capsys):
+    suite = Suite.model_validate(SUITE)
+    with Store(tmp_path / "out", create=True) as store:
+        store.put("suites", {"name": suite.name, "content": suite.model_dump_json()})
+    assert main(["bench", "report", str(tmp_path / "out")]) == 2
+    assert "has no units yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [("--precision", "fp17"), ("--device", "abacus")])
+def test_what_no_unit_could_be_run_with_is_refused_at_once(given, tmp_path, photos, capsys):
+    assert main(["bench", "run", "mini-table1", "--data", str(photos), "--out", str(tmp_path / "out"), *given]) == 2
+    assert f"{given[1]!r} is not known" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_is_restored_through_an_engine(tmp_path, prior, photos, capsys, monkeypatch):

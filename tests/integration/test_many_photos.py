@@ -148,13 +148,18 @@ def test_tiles_go_with_no_other_way_to_fit_a_photo(run, photo, tmp_path):
 
 
 def test_memory_is_planned_before_the_first_step(run, photo, tmp_path, faces_prior, monkeypatch):
-    told = iter([8 * GIB, 5 * GIB])  # as it is, and with activations recomputed
-    monkeypatch.setattr(estimate, "estimate_memory", lambda *_: estimate.Estimate(0, next(told)))
-    asked = []
+    told, asked, rows = iter([8 * GIB, 5 * GIB]), [], []  # as it is, and with activations recomputed
+
+    def estimated(prior, sampler, batch):
+        rows.append(batch)
+        return estimate.Estimate(0, next(told))
+
+    monkeypatch.setattr(estimate, "estimate_memory", estimated)
     monkeypatch.setattr(LatentPrior, "lighten", lambda self: asked.append(self) or "activations are recomputed")
-    code, _, err = run("restore", photo, "--task", "denoise", "--memory", 6, "--out", tmp_path / "r")
+    code, _, err = run("restore", photo, "--task", "denoise", "--memory", 6, "--batch", 8, "--out", tmp_path / "r")
     assert code == 0, err
     assert asked == [faces_prior]
+    assert rows == [1, 1]  # there is one photo, whatever --batch allows
     assert "to save memory, activations are recomputed" in err
     assert "about 5.8 of 6.0 GiB on cpu" in err  # 5 GiB, 5 % and 0.5 GiB
     for wrong in ("much", "-1", "nan"):

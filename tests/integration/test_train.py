@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel, ViTModel
 
-from stsl import load_prior
+from stsl import STSL, Restorer, load_prior
 from stsl.cli import main
 from stsl.training.run import Settings, train
 from stsl.training.task import weights_from
@@ -132,9 +133,13 @@ def test_what_is_written_loads_where_it_should(pictures, vae, tmp_path):
     assert prior.image_shape == (3, 32, 32)
     assert load_file(next((tmp_path / "prior/unet").glob("*.safetensors"))).popitem()[1].dtype == torch.float16
     z = prior.encode(torch.from_numpy(np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)))
-    assert prior.epsilon(z, 500, prior.condition(["a smiling face", ""])).isfinite().all()
+    condition = prior.condition(["a smiling face", ""])
+    assert prior.epsilon(z, 500, condition).isfinite().all()
+    (tmp_path / "prior" / "tokenizer" / "tokenizer.json").unlink()  # as transformers before 5 reads it
+    again = load_prior(tmp_path / "prior", precision="fp32").condition(["a smiling face", ""])
+    assert torch.equal(again.positive, condition.positive)
 
-    assert run("pixel", pictures, tmp_path / "pixel") == 0
+    assert run("pixel", pictures, tmp_path / "pixel", "--set", "sheet_every=0") == 0
     assert load_prior(tmp_path / "pixel", precision="fp32").family == "pixel"
     drawn = DDPMPipeline.from_pretrained(tmp_path / "pixel")(num_inference_steps=2, output_type="np").images
     assert drawn.shape == (1, 32, 32, 3)
@@ -148,8 +153,9 @@ def test_what_is_written_loads_where_it_should(pictures, vae, tmp_path):
 @pytest.mark.parametrize("name", ["prior", "pixel"])
 def test_a_prior_goes_on_from_another_one(name, pictures, vae, tmp_path):
     more = ["--vae", vae] if name == "prior" else []
-    assert run(name, pictures, tmp_path / "first", *more) == 0
-    assert run(name, pictures, tmp_path / "second", "--init", tmp_path / "first", "--lr", 0) == 0
+    without = ["--set", "sheet_every=0"]  # sheets of samples take most of the time
+    assert run(name, pictures, tmp_path / "first", *more, *without) == 0
+    assert run(name, pictures, tmp_path / "second", "--init", tmp_path / "first", "--lr", 0, *without) == 0
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert len(first) > 50
     for key in first:  # with no learning rate they stay what they were, but for the average's rounding
@@ -172,8 +178,38 @@ def test_shipped_priors_draw_in_diffusers():
     assert np.isfinite(drawn).all()
 
 
+def test_what_ships_is_small_enough_and_the_papers_preset_works_with_it(world):
+    from stsl.perceptual.clip import load_clip
+    from stsl.priors.load import builtin_folder
+
+    assert sum(file.stat().st_size for file in builtin_folder().rglob("*.safetensors")) <= 60e6
+    restore = Restorer(world.prior, replace(STSL.preset("paper"), steps=1, inner_steps=1, init="gaussian"))
+    result = restore.solve(*world.measure("sr4"))
+    assert min(result.log[-1]["rV"]) > 0
+    gain = load_clip("faces-clip").gain(world.x.float(), "a neutral face", "a smiling face")
+    assert gain.isfinite().all()
+    assert gain.abs().max() > 0
+
+
+def test_large_networks_are_written_in_parts_of_which_none_stays_behind(pictures, tmp_path, monkeypatch):
+    without = ["--set", "sheet_every=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("stsl.training.pixel.SHARD", "300KB")
+        assert run("pixel", pictures, tmp_path, *without, steps=1) == 0
+    parts = [*(tmp_path / "unet").glob("*.safetensors")]
+    assert len(parts) > 1
+    first = DDPMPipeline.from_pretrained(tmp_path).unet.state_dict()
+    assert run("pixel", pictures, tmp_path, *without, steps=3) == 0  # goes on, into one file
+    assert not any(part.exists() for part in parts)
+    assert len([*(tmp_path / "unet").iterdir()]) == 2
+    for state in (DDPMPipeline.from_pretrained(tmp_path).unet.state_dict(), load_prior(tmp_path).unet.state_dict()):
+        assert any(
+            not torch.equal(state[key].float(), tensor.to(state[key].dtype).float()) for key, tensor in first.items()
+        )
+
+
 def test_the_table_has_the_loss_of_held_out_pictures(pictures, tmp_path):
-    assert run("pixel", pictures, tmp_path, "--held-out", pictures) == 0
+    assert run("masked", pictures, tmp_path, "--held-out", pictures) == 0
     assert [bool(row["held_out"]) for row in rows(tmp_path)] == [False, False, False, True]
 
 
@@ -191,6 +227,7 @@ def test_bad_pictures_are_named_and_skipped(pictures, tmp_path, capsys):
         ("pixel", ["--channels", "16,x"], "whole numbers"),
         ("pixel", ["--set", "emma=1"], "did you mean 'ema'"),
         ("pixel", ["--precision", "fp16"], "auto, fp32 or bf16"),
+        ("pixel", ["--set", "steps=3"], "steps has an option of its own, --steps"),
         ("pixel", ["--channels", "16,16,16,16,16,16,16"], "halved"),
         ("masked", ["--patch", 5], "tile"),
         ("masked", ["--objective", "mask"], "masked or dino"),
@@ -222,16 +259,34 @@ def test_data_that_is_none_is_refused(tmp_path, capsys):
 
 
 def test_a_training_with_other_settings_is_not_gone_on_with(pictures, tmp_path, capsys):
-    assert run("pixel", pictures, tmp_path, steps=1) == 0
-    assert run("pixel", pictures, tmp_path, "--lr", 0.1, steps=2) == 2
-    assert "lr was 0.0005 and is now 0.1" in capsys.readouterr().err
-    assert run("pixel", pictures, tmp_path, "--lr", 0.1, "--restart", steps=2) == 0
+    assert run("masked", pictures, tmp_path, steps=1) == 0
+    assert run("masked", pictures, tmp_path, "--lr", 0.1, steps=2) == 2
+    assert "lr was 0.001 and is now 0.1" in capsys.readouterr().err
+    assert run("masked", pictures, tmp_path, "--lr", 0.1, "--restart", steps=2) == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(pictures, tmp_path, capsys):
-    assert run("pixel", pictures, tmp_path, "--lr", 1e30, "--set", "warmup=0", "--set", "clip=0", steps=8) == 1
+    often = ["--set", "every=0", "--set", "log_every=8"]  # checkpoints between two looks at the loss
+    assert run("pixel", pictures, tmp_path, "--lr", 1e30, "--set", "warmup=0", "--set", "clip=0", *often, steps=8) == 1
     assert "not finite" in capsys.readouterr().err
     assert not weights(tmp_path)
+    kept = load_file(tmp_path / "training" / "checkpoint.safetensors")
+    assert all(tensor.isfinite().all() for name, tensor in kept.items() if name.startswith("weights/"))
+
+
+@pytest.mark.parametrize("name", ["prior", "clip"])
+def test_held_out_pictures_without_the_captions_column_are_refused(name, pictures, vae, tmp_path, capsys):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "0.png").write_bytes((pictures / "neutral" / "0.png").read_bytes())
+    more = ["--vae", vae] if name == "prior" else []
+    assert run(name, pictures, tmp_path / "out", *more, "--held-out", flat) == 2
+    assert "--held-out: the data has no column 'label'" in capsys.readouterr().err
+
+
+def test_an_autoencoder_may_be_a_folder_of_its_own(pictures, vae, tmp_path):
+    assert run("prior", pictures, tmp_path, "--vae", vae / "vae", "--set", "sheet_every=0", steps=1) == 0
+    assert load_prior(tmp_path, precision="fp32").latent_shape == (4, 8, 8)
 
 
 def test_initial_weights_depend_on_the_seed_alone(one_thread):
@@ -255,8 +310,9 @@ def test_the_learning_rate_rises_stays_and_falls():
 
 
 def test_a_model_folder_says_nothing_of_this_machine_and_can_be_read_by_others(pictures, vae, tmp_path):
-    assert run("prior", pictures, tmp_path / "first", "--vae", vae) == 0
-    assert run("prior", pictures, tmp_path / "second", "--init", tmp_path / "first") == 0
+    without = ["--set", "sheet_every=0"]
+    assert run("prior", pictures, tmp_path / "first", "--vae", vae, *without) == 0
+    assert run("prior", pictures, tmp_path / "second", "--init", tmp_path / "first", *without) == 0
     ordinary = tmp_path / "ordinary"
     ordinary.touch()
     for file in (path for path in (tmp_path / "second").rglob("*") if path.is_file() and "training" not in path.parts):

@@ -118,6 +118,8 @@ def test_methods_and_tasks_are_chosen_by_name():
     assert list(part.tasks) == ["sr4"]
     with pytest.raises(ValueError, match="did you mean 'psld'"):
         load_suite("mini-table1").only("pslt", None)
+    with pytest.raises(ValueError, match="mini-table1 runs none of DPS, DiffPIR on sr8"):
+        load_suite("mini-table1").only("dps,diffpir", "sr8")
 
 
 def test_an_editor_behind_a_restorer_is_called_by_both():
@@ -255,6 +257,11 @@ def test_too_few_pictures_are_refused_with_what_to_place_where(tmp_path):
         find_pictures(tmp_path, Data(layout="coco", images=5))
     with pytest.raises(FileNotFoundError, match=r"no data at .*images1024x1024"):
         find_pictures(tmp_path / "nowhere", Data(layout="ffhq", images=5))
+    with pytest.raises(FileNotFoundError, match=r"no picture for this table.* of the dogs .*in folders by class"):
+        find_pictures(tmp_path, Data(layout="imagenet", images=5, only="dogs"), limit=1)
+    (tmp_path / "faces.parquet").write_text("no Parquet")
+    with pytest.raises(ValueError, match=r"faces\.parquet is no Parquet file"):
+        find_pictures(tmp_path / "faces.parquet", Data(layout="faces", images=5))
 
 
 def test_a_parquet_file_gives_colour_and_grey_in_turns(tmp_path):

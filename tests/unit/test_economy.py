@@ -311,6 +311,23 @@ def test_when_memory_runs_out_savings_are_announced_and_the_image_starts_again(w
     assert len(result.log) == 16
 
 
+def test_when_memory_runs_out_at_the_very_end_only_the_result_is_decoded_again(world, caplog):
+    y, physics = world.measure(ids=("a",))
+    alone = Restorer(world.prior, LDPS(steps=4)).solve(y, physics, ids=("a",), samples=2)
+    prior = Failing(world.prior, {})
+    run = Restorer(prior, LDPS(steps=4)).frames(y, physics, ids=("a",), samples=2, batch=2)
+    list(run)
+    prior.decode = lambda z: no_memory(z) if prior.savings else world.prior.decode(z)
+    assert_close(run.result().samples, alone.samples, rtol=0, atol=1e-9)
+    assert prior.calls == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: half the colours, and the result is decoded again"
+    ]
+    prior.decode = no_memory
+    with pytest.raises(OutOfMemory, match="every saving made"):
+        run.result()
+
+
 def test_at_the_end_of_the_ladder_stands_an_error_with_the_ways_out(world):
     y, physics = world.measure(ids=("a",))
     prior = Failing(world.prior, dict.fromkeys(range(1, 9), no_memory))

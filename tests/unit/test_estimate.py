@@ -3,7 +3,7 @@
 import pytest
 from test_cost import COUNTS, counts
 
-from stsl import LDPS, P2L, PSLD, STSL, estimate
+from stsl import LDPS, P2L, PSLD, STSL, LatentDAPS, estimate
 from stsl.cost import Cost
 from stsl.estimate import plain_problem, predict_seconds, rehearse
 
@@ -28,6 +28,14 @@ def test_a_rehearsal_counts_what_the_run_will_ask_for(sampler, world, unasked):
     ends = {"decoder_samples": 1, "encoder_samples": 1 if isinstance(sampler, STSL) else 0}
     assert {name: told[name] + ends.get(name, 0) for name in COUNTS} == real
     assert sum(kind.count for kind in kinds) == len(sampler.plan(world.prior.schedule))
+
+
+def test_a_rehearsal_does_not_diverge_where_a_place_of_the_latent_has_many_pixels(unasked):
+    """Stable Diffusion's has 64; this method walks down the misfit, whose slope must not grow with them."""
+    unasked.image_shape = (3, 64, 64)
+    sampler = LatentDAPS()
+    kinds = rehearse(plain_problem(unasked, sampler), sampler)
+    assert [(kind.count, kind.cost.decoder_backward_samples) for kind in kinds] == [(50, 40)]
 
 
 def test_inversion_steps_are_a_kind_of_their_own(world):

@@ -151,12 +151,29 @@ def test_what_cannot_be_followed_is_said_and_costs_nothing(world, caplog):
     assert "cannot be told" in caplog.text
 
 
+def test_a_rehearsal_that_diverges_stops_no_run(world, caplog):
+    class Exploding(Sampler):
+        steps = 3
+
+        def step(self, problem, state, t, t_next, rng):
+            z = state.z * float("inf")
+            return State(z, clean=z)
+
+    _, told = fit_into(world.prior, object.__new__(Exploding), 1.0)
+    assert told.peak is None
+    assert told.weights > 0
+    assert "cannot be told" in caplog.text
+    assert "diverged" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("error", "is_one"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"), False),
         (RuntimeError("shapes do not fit"), False),
         (MemoryError("out of memory"), False),  # Python's own: no tensor was too large
     ],

@@ -2,25 +2,34 @@
 
 import io
 import json
+import logging
 import math
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from PIL import Image
+from safetensors.torch import save_file
 
 from stsl import images
 from stsl.rng import generator
 from stsl.training import checkpoint
-from stsl.training.captions import Captions, make_tokenizer, read_words, tidy, token_ids
+from stsl.training.autoencoder import Autoencoder
+from stsl.training.captions import Captions, make_text_encoder, make_tokenizer, read_words, tidy, token_ids
 from stsl.training.clip import CLIP
 from stsl.training.data import Pictures, prepare
 from stsl.training.diffusion import noised_loss
 from stsl.training.dino import DINO
+from stsl.training.export import fresh, sign
+from stsl.training.latents import Latents, encode
 from stsl.training.masked import Masked
-from stsl.training.run import batch_rows
+from stsl.training.prior import LatentDiffusion, make_unet
+from stsl.training.run import Settings, batch_rows, train
+from stsl.training.task import Task
 from stsl.training.vit import crops, lay_out, patches
 
 
@@ -76,6 +85,54 @@ def test_pictures_are_read_once_and_again_when_they_change(tmp_path, monkeypatch
         assert read(folder, 8, kept).key == first.key
     (folder / "b.png").write_bytes(png(np.ones((8, 8, 3), np.uint8)))
     assert len(read(folder, 8, kept)) == 2
+
+
+def test_data_of_no_use_leaves_what_was_read_of_other_data(tmp_path, monkeypatch):
+    folder, kept = tmp_path / "data", tmp_path / "kept"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(np.full((8, 8, 3), 7, np.uint8)))
+    first = read(folder, 8, kept)
+    with pytest.raises(ValueError, match=r"all 1 were skipped.*16 x 16 are needed"):
+        read(folder, 16, kept)
+    monkeypatch.setattr(images, "read", None)
+    again = read(folder, 8, kept)
+    assert again.key == first.key
+    assert (again.pixels == 7).all()
+
+
+def test_rows_of_metadata_without_a_picture_are_told(tmp_path, caplog):
+    (tmp_path / "a.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    (tmp_path / "metadata.csv").write_text("file_name,mood\na.png,glad\nb.png,sad\nc.png,sad\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tmp_path, 8, tmp_path / "kept")) == 1
+    assert "rows for 2 files that are no pictures of this folder, such as b.png" in caplog.text
+
+
+def test_a_data_set_of_the_hub_gives_bytes_files_and_the_names_of_classes(tmp_path, monkeypatch):
+    cached = tmp_path / "cached.png"
+    cached.write_bytes(png(np.full((8, 8, 3), 2, np.uint8)))
+    cells = [{"bytes": png(np.full((8, 8, 3), 1, np.uint8)), "path": None}, {"bytes": None, "path": str(cached)}]
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"]), "n": datasets.Value("int8")}
+    rows = {"image": [*cells, {"bytes": b"no picture", "path": None}], "label": [1, None, 0], "n": [5, 6, 7]}
+    table, asked = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)), []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or table)
+    pictures = read("owner/animals", 8, tmp_path / "kept")
+    assert asked == [("owner/animals", "train")]
+    assert pictures.pixels[:, 0, 0, 0].tolist() == [1, 2]
+    assert pictures.columns == {"label": ["dog", ""], "n": ["5", "6"]}
+    assert list(json.loads((tmp_path / "kept" / "pictures.json").read_text())["bad"]) == ["owner/animals-2"]
+
+
+def test_a_data_set_that_the_hub_does_not_give_is_named(tmp_path, monkeypatch):
+    def refused(name, split):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", refused)
+    with pytest.raises(ValueError, match="'owner/animals' cannot be loaded from the hub: no network"):
+        read("owner/animals", 8, tmp_path / "kept")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_dict({"text": ["a"]}))
+    with pytest.raises(ValueError, match="the columns text; it needs image"):
+        read("owner/animals", 8, tmp_path / "kept")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +264,77 @@ def faces(n: int, size: int) -> Pictures:
     return Pictures(pixels, {}, "test")
 
 
+class Squares(torch.nn.Module):
+    """In LPIPS's place: needs no weights."""
+
+    def __init__(self, net):
+        super().__init__()
+
+    def forward(self, x, truth):
+        return (x - truth).square().mean((1, 2, 3))
+
+
+def test_an_autoencoder_is_judged_by_pixels_lpips_and_a_critic_that_learns_in_turns(monkeypatch):
+    monkeypatch.setattr("stsl.training.autoencoder.LPIPS", Squares)
+    task = Autoencoder(16, channels=(16, 16), lpips=0.5, critic=0.1)
+    inputs = task.draw(faces(2, 16), torch.arange(2), generator(0))
+    x = 2 * inputs["x"] - 1
+    drawn = task.vae.decode(task.vae.encode(x).latents).sample
+    objection = -task.critic(drawn).mean()
+    squares = (drawn - x).square().mean() / 4  # between pixels in [0, 1]
+    expected = (drawn - x).abs().mean() + 0.5 * squares + 0.1 * objection
+    torch.testing.assert_close(task(inputs, "main")["loss"], expected)
+
+    hinge = (1 - task.critic(x)).relu().mean() + (1 + task.critic(drawn)).relu().mean()
+    critic = task(inputs, "critic")["loss"]
+    torch.testing.assert_close(critic, hinge)
+    critic.backward()
+    assert all(parameter.grad is not None for parameter in task.critic.parameters())
+    assert all(parameter.grad is None for parameter in task.vae.parameters())
+    assert {name.split(".")[0] for name, _ in task.trained("main")} == {"vae"}
+
+
+def test_the_scaling_factor_brings_latents_to_unit_variance(tmp_path):
+    task, data = Autoencoder(16, channels=(16, 16), lpips=0.0), faces(4, 16)
+    task.save(tmp_path, data, torch.float32)
+    vae = AutoencoderTiny.from_pretrained(tmp_path / "vae")
+    z = vae.config.scaling_factor * vae.encode(2 * data.at(torch.arange(4)) - 1).latents
+    torch.testing.assert_close(z.std(), torch.tensor(1.0))
+    assert abs(vae.config.scaling_factor - 1) > 0.1
+
+
+def test_latents_are_encoded_once_with_their_mirror_images(tmp_path):
+    vae, data = Autoencoder(16, channels=(16, 16), lpips=0.0).vae, faces(3, 16)
+    vae.register_to_config(scaling_factor=2.5)
+    *said, latents = encode(data, vae, tmp_path, "a")
+    assert said == [(3, 3)]
+    x, rows = 2 * data.at(torch.arange(3)) - 1, torch.arange(3)
+    for mirrored in (False, True):
+        z = 2.5 * vae.encode(x.flip(-1) if mirrored else x).latents
+        # kept in float16
+        torch.testing.assert_close(latents.at(rows, torch.full((3,), mirrored)), z.detach(), rtol=1e-3, atol=1e-4)
+    (again,) = encode(data, vae, tmp_path, "a")
+    assert np.array_equal(again.values, latents.values)
+    said_of_another = [*encode(data, vae, tmp_path, "b")]
+    assert len(said_of_another) == 2
+
+
+def test_a_tenth_of_the_captions_is_left_out_and_half_of_the_latents_mirrored():
+    tokenizer = make_tokenizer(["a smiling face"], 8)
+    unet, text = make_unet(4, 4, 16, (16, 32)), make_text_encoder(tokenizer, 8, 16)
+    captions, vae = Captions(("a {mood} face",)), torch.nn.Identity()
+    task = LatentDiffusion(vae, unet, text, tokenizer, captions, prediction="v_prediction")
+    n = 500
+    values = np.stack([np.zeros((n, 4, 4, 4)), np.ones((n, 4, 4, 4))], 1).astype(np.float16)
+    inputs = task.draw(Latents(values, {"mood": ["smiling"] * n}, "test"), torch.arange(n), generator(0))
+    empty, full = (token_ids(tokenizer, [text], 8) for text in ("", "a smiling face"))
+    left_out = (inputs["ids"] == empty).all(1)
+    assert 0.09 < left_out.float().mean() < 0.15  # 0.12 ± 0.015
+    assert (inputs["ids"][~left_out] == full).all()
+    assert 0.43 < inputs["z"].mean() < 0.57  # 0.5 ± 0.022
+    assert task.scheduler.config.prediction_type == "v_prediction"
+
+
 def test_masked_reconstruction_does_not_see_what_it_has_to_draw():
     task = Masked(16, patch=4, width=16, depth=1, heads=2)
     inputs = dict(task.draw(faces(2, 16), torch.arange(2), generator(0)))
@@ -275,6 +403,69 @@ def test_a_crop_of_the_whole_is_the_image_or_its_mirror():
     assert all(a != b for a, b in zip(mirrored, same, strict=True))
     assert any(mirrored)
     assert any(same)
+
+
+# The loop
+
+
+class Line(Task):
+    """One weight that should become the data's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.saved = torch.nn.Linear(1, 1, bias=False), None
+
+    def parts(self, turn):
+        return {"line": self.line}
+
+    def draw(self, data, rows, source):
+        return {"x": data.at(rows).mean((1, 2, 3))}
+
+    def forward(self, inputs, turn):
+        return {"loss": (self.line.weight - inputs["x"]).square().mean()}
+
+    def sheet(self, data):
+        return None
+
+    def save(self, folder, data, dtype):
+        self.saved = self.line.weight.item()
+
+
+def test_what_is_saved_is_the_moving_average_of_the_weights(tmp_path):
+    task = Line()
+    average, weights = task.line.weight.item(), []
+    for _ in train(task, faces(4, 4), Settings(20, batch=2, lr=0.1, warmup=0, ema=0.6), tmp_path, facts={}):
+        weights.append(task.line.weight.item())
+    for step, weight in enumerate(weights):
+        decay = min(0.6, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    assert task.saved == pytest.approx(average, abs=1e-6)
+    assert abs(task.saved - weights[-1]) > 1e-4
+
+
+# Model folders
+
+
+def test_weights_of_an_earlier_training_do_not_stay_beside_those_of_another_number_of_files(tmp_path):
+    home, other = tmp_path / "unet", {"w": torch.zeros(1)}
+    one, index = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
+    parts = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    home.mkdir()
+    save_file(other, home / "mine.safetensors")
+    for names in ([one], [index, *parts], [one]):
+        with fresh(tmp_path) as place:
+            (place / "unet").mkdir()
+            for name in names:
+                (place / "unet" / name).write_text("{}")
+        assert {file.name for file in home.iterdir()} == {"mine.safetensors", *names}
+
+
+def test_the_manifest_has_nothing_of_a_training_or_of_one_that_was_killed_while_it_wrote(tmp_path):
+    for folder in ("unet", "training", ".tmp-x", "unet/.tmp-y"):
+        (tmp_path / folder).mkdir()
+        save_file({"w": torch.zeros(1)}, tmp_path / folder / "a.safetensors")
+    sign(tmp_path)
+    assert [line.split()[1] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()] == ["unet/a.safetensors"]
 
 
 # Checkpoints

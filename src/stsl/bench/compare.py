@@ -1,5 +1,6 @@
 """Two folders of results against each other, cell by cell and picture by picture."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ def compare(first: Store, second: Store) -> list[dict[str, Any]]:
             if place not in theirs.cells:
                 continue
             for metric in METRICS:
-                if not (ours.cells[place].has(metric) and theirs.cells[place].has(metric)):
-                    continue
                 a, b = _on_common_pictures(ours, theirs, place, metric)
                 result = paired(a, b, lower_is_better=metric in LOWER_IS_BETTER)
                 if result is not None:
@@ -42,11 +41,12 @@ def compare(first: Store, second: Store) -> list[dict[str, Any]]:
 
 
 def _on_common_pictures(ours: Cells, theirs: Cells, place: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures have other numbers in other folders: they are matched by name."""
+    """Those that have the score in both. Pictures have other numbers in other folders: they are matched by name."""
     columns = []
     for cells in (ours, theirs):
         cell = cells.cells[place]
         names = [cells.images[number] for number in cell.images]
-        columns.append(dict(zip(names, cell.column(metric).tolist(), strict=True)))
+        scores = zip(names, cell.column(metric).tolist(), strict=True)
+        columns.append({name: score for name, score in scores if not math.isnan(score)})
     both = [name for name in columns[0] if name in columns[1]]
     return np.array([columns[0][name] for name in both]), np.array([columns[1][name] for name in both])

@@ -56,6 +56,8 @@ def find_pictures(path: Path, wanted: Data, limit: int | None = None) -> list[Pi
         raise FileNotFoundError(
             f"no data at {path}: give a folder of pictures or a .parquet file. {what_to_place(wanted)}"
         )
+    if not found:
+        raise FileNotFoundError(f"{path} has no picture for this table. {what_to_place(wanted)}")
     count = wanted.images if limit is None else min(limit, wanted.images)
     if limit is None and len(found) < count:
         raise FileNotFoundError(
@@ -134,11 +136,15 @@ def _names(paths: Iterable[Path]) -> list[str]:
 
 
 def _parquet(path: Path, emotion: str | None) -> list[Picture]:
+    import pyarrow
     import pyarrow.parquet as parquet
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    columns = parquet.read_schema(path).names
+    try:
+        columns = parquet.read_schema(path).names
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
     if "image" not in columns:
         raise ValueError(f"{path} has no column image; it has {', '.join(columns)}")
     table = parquet.read_table(path, columns=[name for name in ("image", "color", "emotion") if name in columns])

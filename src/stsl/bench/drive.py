@@ -189,8 +189,16 @@ class Driver:
         self.done_before = 0
 
     def run(self, engine: Engine) -> Iterator[tuple[Unit, str | None]]:
-        """Each unit with its error, or None where it went well, as they are finished. What is done is left alone."""
+        """Each unit with its error, or None where it went well, as they are finished. What is done is left alone.
+
+        Raises:
+            ValueError: a task is another corruption in this folder; nothing is done.
+        """
         plan = self.plan
+        for block in plan.blocks:
+            measurer = Measurer(self.store, block.files.side, plan.seed)
+            for task in dict.fromkeys(task for task, _ in plan.rows(block.name)):
+                measurer.check(task, plan.suite.tasks[task])
         settings: dict[str, Any] = {
             "fast": plan.fast,
             "seed": plan.seed,
@@ -301,7 +309,8 @@ class Driver:
 
     def _fail(self, unit: Unit, error: str) -> None:
         with self.store.together():
-            self.store.add_members([self._member(unit)])
+            # Where a result stands it stays: data of another folder must not empty a finished table.
+            self.store.add_members([self._member(unit)], keep=True)
             self.store.finish(self._row(unit, {}, None, error))
         self._failed.append((unit, error))
 

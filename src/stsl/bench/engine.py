@@ -1,5 +1,6 @@
 """Where work is done: in this process, or on a cluster. Both take the same workers and the same jobs."""
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
@@ -43,6 +44,8 @@ def engine_named(name: str, address: str | None = None) -> Engine:
             raise ValueError(f"--address {address} is for --engine ray")
         return Local()
     if name == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ModuleNotFoundError('--engine ray needs Ray: pip install "stsl[bench]"')
         from stsl.bench.ray import OnRay
 
         return OnRay(address)

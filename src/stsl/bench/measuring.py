@@ -71,10 +71,7 @@ class Measurer:
             self.seed,
         )
         if known is not None and (known["spec"], known["noise"]) != (corruption.spec, corruption.noise):
-            raise ValueError(
-                f"task {task} is {known['spec']} with noise {known['noise']:g} in {self.store.folder}, and "
-                f"{corruption.spec} with noise {corruption.noise:g} here: give another --out"
-            )
+            raise self._other(task, corruption, known["spec"], known["noise"])
         if known is not None and y_path.is_file() and operator_path.is_file():
             self._check_source(picture)
             return Measured(picture.id, task, y_path, operator_path, known["sha256"])
@@ -91,6 +88,30 @@ class Measurer:
         row = {"image": picture.id, "side": self.side, "task": task, "spec": corruption.spec, "noise": corruption.noise}
         self.store.put("measurements", row | {"seed": self.seed, "sha256": sha256})
         return Measured(picture.id, task, y_path, operator_path, sha256)
+
+    def check(self, task: str, corruption: Corruption) -> None:
+        """Refuse a task that was another corruption when this folder's measurements were made.
+
+        Raises:
+            ValueError: it was.
+        """
+        other = self.store.one(
+            "select spec, noise from measurements where side = ? and task = ? and seed = ? "
+            "and (spec is not ? or noise is not ?) limit 1",
+            self.side,
+            task,
+            self.seed,
+            corruption.spec,
+            corruption.noise,
+        )
+        if other is not None:
+            raise self._other(task, corruption, other["spec"], other["noise"])
+
+    def _other(self, task: str, corruption: Corruption, spec: str, noise: float) -> ValueError:
+        return ValueError(
+            f"task {task} is {spec} with noise {noise:g} in {self.store.folder}, and {corruption.spec} with noise "
+            f"{corruption.noise:g} here: give another --out"
+        )
 
     def truth(self, picture: Picture) -> Image:
         """The picture at this side in 8 bits, (1, 3, side, side)."""

@@ -75,7 +75,7 @@ class Score:
     Args:
         place, metric: which.
         n: pictures.
-        mean, low, high: with its 95 % interval.
+        mean, low, high: with its 95 % interval; NaN ends for a distance of sets.
         rank: 1 is the best of its block and task, 2 the second; 0 where it is neither, or a picture is missing.
         published: the paper's figure, if it has one.
     """
@@ -110,13 +110,14 @@ def write_report(store: Store, suite: Suite, *, pictures: bool = True, distances
     folder.mkdir(parents=True, exist_ok=True)
     scores = list(score(suite, cells))
     pieces: list[Piece] = [*_opening(store, suite, cells)]
+    of_sets: list[Score] = []
     for block in _blocks(suite, cells):
         inside = [place for place in cells.cells if place.block == block]
         pieces += [Heading(f"Block {block}"), Paragraph(_about(store, suite, block))]
         pieces += _tables(suite, block, scores, cells)
         pieces += _ceiling(store, suite, block, cells)
         if distances and suite.edit is None:
-            pieces += _distances(store, suite, block, inside)
+            pieces += _distances(store, suite, block, inside, of_sets)
         pieces += _pairs(suite, block, cells)
         pieces += _costs(suite, block, cells)
         pieces += _curves(suite, block, cells)
@@ -132,7 +133,7 @@ def write_report(store: Store, suite: Suite, *, pictures: bool = True, distances
     for path, text in written.items():
         with atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    _write_csv(folder / f"{stem}.csv", scores)
+    _write_csv(folder / f"{stem}.csv", [*scores, *of_sets])
     return [*written, folder / f"{stem}.csv"]
 
 
@@ -142,7 +143,7 @@ def score(suite: Suite, cells: Cells) -> Iterator[Score]:
     rows = {method.name: method.published for method in suite.methods}
     for block, task in dict.fromkeys((place.block, place.task) for place in cells.cells):
         here = {place: cell for place, cell in cells.cells.items() if (place.block, place.task) == (block, task)}
-        name = suite.tasks[task].published or task if task in suite.tasks else task
+        name = _printed_task(suite, next(iter(here)))
         most = max(len(cell.images) for cell in here.values())
         for metric in (*SCORES, *EDIT_SCORES):
             taken = {place: cell for place, cell in here.items() if cell.has(metric)}
@@ -162,6 +163,11 @@ def score(suite: Suite, cells: Cells) -> Iterator[Score]:
                     ranked.index(place) + 1 if place in ranked else 0,
                     printed.get((name, rows.get(place.method) or "", metric)),
                 )
+
+
+def _printed_task(suite: Suite, place: Place) -> str:
+    """What the paper calls the task of a place."""
+    return suite.tasks[place.task].published or place.task if place.task in suite.tasks else place.task
 
 
 def shown(suite: Suite) -> tuple[str, ...]:
@@ -193,8 +199,13 @@ def _blocks(suite: Suite, cells: Cells) -> list[str]:
 def _opening(store: Store, suite: Suite, cells: Cells) -> Iterator[Piece]:
     source = f"Source: {suite.source}. {suite.note}".strip()
     yield Paragraph(source)
-    rows = store.all("select distinct source, resize from pictures where source like 'sample-%' limit 1")
-    if rows:
+    # A sample's source is "sample-01 of PRIOR"; a photo's is its path.
+    samples = store.one(
+        "select 1 from pictures p where p.id like 'sample-%' and p.source like p.id || ' of %' "
+        "and exists (select 1 from members m where m.suite = ? and m.image = p.id) limit 1",
+        suite.name,
+    )
+    if samples is not None:
         yield Paragraph(
             "Some of the pictures are unconditional samples of the prior, and so biased towards it: methods that use "
             "the prior have it easier with them. These figures are not to be quoted."
@@ -209,8 +220,10 @@ def _opening(store: Store, suite: Suite, cells: Cells) -> Iterator[Piece]:
         json.loads(row["settings"])
         for row in store.all("select settings from runs where suite = ? order by started", suite.name)
     ]
+    ran = {name for place in cells.cells for name in (place.block, place.method)}
     for name, why in (runs[-1].get("left_out", {}) if runs else {}).items():
-        yield Paragraph(f"{name} was not run: {why}")
+        if name not in ran:  # an earlier run had it
+            yield Paragraph(f"{name} was not run: {why}")
     if any(run["fast"] for run in runs):
         yield Paragraph("Some of these units were run with --fast, which is not the setting of the table.")
     codes = [row[0] for row in store.all("select distinct code from units limit 5")]
@@ -302,8 +315,8 @@ def _ceiling(store: Store, suite: Suite, block: str, cells: Cells) -> Iterator[P
         )
 
 
-def _distances(store: Store, suite: Suite, block: str, inside: Sequence[Place]) -> Iterator[Piece]:
-    """FID and KID between the restored set and the truths of the same pictures."""
+def _distances(store: Store, suite: Suite, block: str, inside: Sequence[Place], taken: list[Score]) -> Iterator[Piece]:
+    """FID and KID between the restored set and the truths of the same pictures; the numbers are added to `taken`."""
     from stsl.bench.scores import backbone, features
     from stsl.distances import frechet, kid
 
@@ -317,8 +330,8 @@ def _distances(store: Store, suite: Suite, block: str, inside: Sequence[Place]) 
     rows = []
     for place in _ordered(suite, inside):
         found = store.all(
-            "select u.key, u.png, u.image, u.side from members m join units u on u.key = m.key where m.suite = ? and "
-            "m.block = ? and m.task = ? and m.method = ? and u.status = 'done' order by u.image",
+            "select u.key, u.attempts, u.png, u.image, u.side from members m join units u on u.key = m.key where "
+            "m.suite = ? and m.block = ? and m.task = ? and m.method = ? and u.status = 'done' order by u.image",
             suite.name,
             *place,
         )
@@ -326,7 +339,7 @@ def _distances(store: Store, suite: Suite, block: str, inside: Sequence[Place]) 
         truths = [truth_path(store.folder, row["side"], row["image"]) for row in found]
         if len(found) < 3 or not all(path.is_file() for path in paths + truths):
             continue
-        keys = digest([row["key"] for row in found])
+        keys = digest([[row["key"], row["attempts"]] for row in found])  # a unit that is done again has a new picture
         names = [f"{what}_{network_name}_n{len(found)}" for what in ("fid", "kid")]
         known = store.all(
             "select metric, value, error from sets where suite = ? and block = ? and task = ? and method = ? "
@@ -344,8 +357,13 @@ def _distances(store: Store, suite: Suite, block: str, inside: Sequence[Place]) 
                 for metric, (value, error) in values.items():
                     row = {"suite": suite.name, **place._asdict(), "metric": metric, "value": value, "error": error}
                     store.put("sets", row | {"keys": keys})
-        figure = printed.get((place.task, published.get(place.method) or ""))
+        figure = printed.get((_printed_task(suite, place), published.get(place.method) or ""))
         fid, (distance, error) = values[names[0]][0], values[names[1]]
+        n, none = len(found), math.nan  # the bootstrap over pictures is none of a set
+        taken += [
+            Score(place, names[0], n, fid, none, none, 0, figure),
+            Score(place, names[1], n, distance, none, none, 0, None),
+        ]
         rows.append(
             (
                 Text(f"{place.method}, {place.task}"),
@@ -401,7 +419,7 @@ def _costs(suite: Suite, block: str, cells: Cells) -> Iterator[Piece]:
         cell = cells.cells[place]
         row = [Text(f"{place.method}, {place.task}")]
         for column in COSTS:
-            figure = printed.get((place.task, published.get(place.method, ""), column))
+            figure = printed.get((_printed_task(suite, place), published.get(place.method, ""), column))
             value = float(np.nanmean(cell.column(column))) if not np.isnan(cell.column(column)).all() else math.nan
             shown = "–" if math.isnan(value) else f"{value:.1f}" if column == "seconds" else f"{value:.0f}"
             row.append(Text(shown, 0, f"paper {figure}" if figure else ""))
@@ -540,5 +558,6 @@ def _write_csv(path: Path, scores: Sequence[Score]) -> None:
         for each in scores:
             printed = each.published
             value = [printed.value, printed.evidence] if printed else ["", ""]
-            numbers = [each.n, each.mean, each.low, each.high, each.rank or ""]
+            ends = ["" if math.isnan(end) else end for end in (each.low, each.high)]
+            numbers = [each.n, each.mean, *ends, each.rank or ""]
             writer.writerow([*each.place, each.metric, *numbers, *value])

@@ -164,11 +164,14 @@ def take_ceiling(store: Store, suite: Suite, judge: EditJudge, data: Path, sides
     if judge.clip is None or judge.changed.ceiling is None:
         return
     parts = (suite.data.only, judge.changed.ceiling)
-    kinds = [
-        find_pictures(data, suite.data.model_copy(update={"only": part}), limit=suite.data.images) for part in parts
-    ]
-    if not all(kinds):
+    try:
+        kinds = [
+            find_pictures(data, suite.data.model_copy(update={"only": part}), limit=suite.data.images) for part in parts
+        ]
+    except FileNotFoundError:  # there are none of a kind
         return
+    if {picture.source for picture in kinds[0]} & {picture.source for picture in kinds[1]}:
+        return  # data that do not say which are which
     texts = ((judge.changed.target, judge.changed.source), (judge.changed.source, judge.changed.target))
     for block, side in sides.items():
         right = [_share(judge.clip, pictures, side, *pair) for pictures, pair in zip(kinds, texts, strict=True)]

@@ -76,6 +76,7 @@ class Store:
 
     Raises:
         FileNotFoundError: there is no benchmark in the folder.
+        OSError: its file cannot be opened or written, or is no database.
     """
 
     def __init__(self, folder: Path, *, create: bool = False) -> None:
@@ -83,6 +84,12 @@ class Store:
         if not create and not path.is_file():
             raise FileNotFoundError(f"{folder} holds no benchmark: `stsl bench run SUITE --out {folder}` makes one")
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._open(path)
+        except sqlite3.Error as error:
+            raise OSError(f"{path}: {error}; give a folder of results of your own that may be written") from error
+
+    def _open(self, path: Path) -> None:
         self.db = sqlite3.connect(path, isolation_level=None, timeout=60)
         self.db.row_factory = sqlite3.Row
         self.db.execute("pragma journal_mode = wal")
@@ -115,10 +122,11 @@ class Store:
         marks = ", ".join("?" * len(row))
         self.db.execute(f"insert or replace into {table} ({', '.join(row)}) values ({marks})", tuple(row.values()))
 
-    def add_members(self, members: Iterable[Member]) -> None:
-        """Say which units stand in which cells; a cell that is there already gets its new unit."""
+    def add_members(self, members: Iterable[Member], *, keep: bool = False) -> None:
+        """Say which units stand in which cells; a cell that is there already gets its new unit, or keeps its own."""
         rows = [tuple(vars(member).values()) for member in members]
-        self.db.executemany("insert or replace into members values (?, ?, ?, ?, ?, ?)", rows)
+        instead = "ignore" if keep else "replace"
+        self.db.executemany(f"insert or {instead} into members values (?, ?, ?, ?, ?, ?)", rows)
 
     def unit(self, key: str) -> sqlite3.Row | None:
         """What is known of a unit."""
@@ -147,8 +155,10 @@ class Store:
         """Write a row per cell to a .csv or .parquet file; returns how many.
 
         Raises:
-            ValueError: another suffix.
+            ValueError: another suffix, or a suite that has no cells here.
         """
+        if suite is not None and suite not in self.suites():
+            raise ValueError(f"{self.folder} has nothing of {suite!r}; it has {', '.join(self.suites()) or 'no suite'}")
         # Named one by one: cells and units share columns, and the cell's names are those of the table.
         units = [row["name"] for row in self.all("select name from pragma_table_info('units')")]
         columns = ["suite", "block", "task", "method", "image", "tag", *(c for c in units if c not in SHARED)]

@@ -309,7 +309,7 @@ class Suite(Part):
         """The part that `--methods` and `--tasks` name, methods by the row's or the method's name.
 
         Raises:
-            ValueError: a name that is none of them.
+            ValueError: a name that is none of them, or no method that is run on one of the tasks.
         """
         rows = self.methods
         if methods is not None:
@@ -328,7 +328,12 @@ class Suite(Part):
             m if m.tasks is None else m.model_copy(update={"tasks": tuple(t for t in m.tasks if t in chosen)})
             for m in rows
         )
-        return self.model_copy(update={"methods": rows, "tasks": chosen})
+        part = self.model_copy(update={"methods": rows, "tasks": chosen})
+        if not any(part.runs(method, task) for method in rows for task in chosen):
+            raise ValueError(
+                f"--methods, --tasks: {self.name} runs none of {', '.join(m.name for m in rows)} on {', '.join(chosen)}"
+            )
+        return part
 
     @cached_property
     def order(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The command line: one file per command."""
 
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(str(error))
         return 2
-    except RuntimeError as error:  # Diverged among them
+    except (RuntimeError, sqlite3.Error) as error:  # Diverged among them; a full disk
         if os.environ.get("STSL_DEBUG"):
             raise
         complain(str(error))

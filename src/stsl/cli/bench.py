@@ -87,9 +87,12 @@ def _run(
     from stsl.bench.engine import engine_named
     from stsl.bench.store import Store
     from stsl.bench.suite import load_suite
+    from stsl.priors.precision import pick_device, pick_precision
 
     complete = load_suite(suite)
     table = complete.only(methods, tasks)
+    if engine == "local":  # on a cluster the workers choose
+        pick_precision(precision, pick_device(device))  # type: ignore[arg-type]
     given = dict(_split(item) for item in prior or [])
     chosen_engine = engine_named(engine, address)
     blocks, left_out = choose_blocks(table, given, device, precision, offline)
@@ -162,7 +165,8 @@ def _watched(driver: "Driver", plan: "Plan", engine: "Engine") -> int:
     with bar() as progress:
         task = progress.add_task(plan.suite.name, total=plan.units, said="")
         for unit, error in driver.run(engine):
-            progress.update(task, advance=1, completed=None, description=f"{unit.task} {unit.method.name}")
+            left = plan.units - driver.done_before
+            progress.update(task, advance=1, total=left, description=f"{unit.task} {unit.method.name}")
             if error is not None:
                 failed += 1
                 complain(f"{unit.measured.image}, {unit.task}, {unit.method.name}: {error}")
@@ -258,9 +262,13 @@ def _report(
     from stsl.bench.suite import Suite
 
     with Store(out) as store:
-        ran = {row["name"]: row["content"] for row in store.all("select name, content from suites order by name")}
+        # A run that was stopped before its first unit left nothing to report.
+        begun = "select name, content from suites where name in (select suite from members) order by name"
+        ran = {row["name"]: row["content"] for row in store.all(begun)}
         if suite is not None and suite not in ran:
-            raise ValueError(f"{out} has nothing of {suite!r}; it has {', '.join(ran)}")
+            raise ValueError(f"{out} has nothing of {suite!r}; it has {', '.join(ran) or 'no suite'}")
+        if not ran:
+            raise ValueError(f"{out} has no units yet: `stsl bench run SUITE --out {out}` makes them")
         for name in [suite] if suite else ran:
             table = Suite.model_validate_json(ran[name])
             _score(store, table)
@@ -284,7 +292,7 @@ def _compare(
     with Store(a) as first, Store(b) as second:
         rows = compare(first, second)
     if not rows:
-        raise ValueError(f"{a} and {b} have no cell in common: suite, block, task, method and picture")
+        raise ValueError(f"{a} and {b} have no scored cell in common: suite, block, task, method and picture")
     if json:
         as_json(rows)
     else:

@@ -89,7 +89,8 @@ def restore(
             raise typer.Exit(1)
         return
     model = load_prior(**loading)
-    model, _ = planned(model, method, budget, batch, offline=offline, decoder=decoder)
+    together_at_most = min(batch, max(len(sources), samples))
+    model, _ = planned(model, method, budget, together_at_most, offline=offline, decoder=decoder)
     code = tuple(Path(name.rpartition(":")[0]) for name in (sampler, operator or "") if ".py:" in name)
     job = Job(Restorer(model, method), corruption, prompt, samples, seed, crop, resize, tiles, batch, code)
     together = Together(job, batch if samples == 1 else 1)

@@ -129,6 +129,7 @@ def prior(
     import torch
 
     from stsl.files import sha256
+    from stsl.priors.folder import Folder
     from stsl.priors.latent import LatentPrior
     from stsl.priors.load import builtin_folder, builtin_names, load_prior
     from stsl.training.captions import make_text_encoder, make_tokenizer
@@ -139,11 +140,12 @@ def prior(
     source = str(vae or init)
     folder = builtin_folder() / source if source in builtin_names() else Path(source)
     autoencoder = load_vae(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    file = next((folder / "vae").glob("*.safetensors"))
-    said = said.check(pictures.columns)
+    files = sorted(set(Folder(folder).tensors("vae").values()))
+    key = "-".join(sha256(file) for file in files)
+    said = _checked(said, pictures, tested)
 
     def encoded(part: "Pictures", place: Path) -> "Latents":
-        return _shown(encode(part, autoencoder, place, sha256(file)), "encoding")
+        return _shown(encode(part, autoencoder, place, key), "encoding")
 
     latents = encoded(pictures, out / "training")
     tested_latents = encoded(tested, out / "training" / "held_out") if tested is not None else None
@@ -258,7 +260,7 @@ def vit(
             from stsl.training.captions import make_tokenizer
             from stsl.training.clip import CLIP
 
-            said = said.check(pictures.columns)
+            said = _checked(said, pictures, tested)
             tokenizer = make_tokenizer(said.all(_distinct(pictures)), TOKENS)
             task = CLIP(size, tokenizer, said, **shape)
         elif objective == "masked":
@@ -292,6 +294,9 @@ def _settings(
     from stsl.priors.precision import pick_device, pick_precision
     from stsl.training.run import Settings
 
+    for item in sets or ():
+        if (key := item.partition("=")[0]) in ("steps", "batch", "lr", "seed", "precision", "half", "compile"):
+            raise ValueError(f"--set {item}: {key} has an option of its own, --{key}")
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"--precision {precision!r} is not known: auto, fp32 or bf16")
     exact = pick_precision(precision, pick_device())  # type: ignore[arg-type]
@@ -303,6 +308,17 @@ def _captions(caption: list[str] | None, words: list[str] | None) -> "Captions":
     from stsl.training.captions import Captions, read_words
 
     return Captions(tuple(caption or ()), read_words(words or ()))
+
+
+def _checked(said: "Captions", pictures: "Pictures", tested: "Pictures | None") -> "Captions":
+    """Captions whose columns the pictures have, and those that are held out, too."""
+    said = said.check(pictures.columns)
+    if tested is not None:
+        try:
+            said.check(tested.columns)
+        except ValueError as error:
+            raise ValueError(f"--held-out: {error}") from error
+    return said
 
 
 def _numbers(text: str) -> list[int]:

@@ -79,8 +79,8 @@ class NetworkPrior(Prior):
     @contextmanager
     def in_fp32(self) -> Iterator[None]:
         before = self.precision
-        self._compute_in("fp32")
         try:
+            self._compute_in("fp32")
             yield
         finally:
             self._compute_in(before)  # from half precision to float32 and back nothing is lost

@@ -90,7 +90,8 @@ def prepare(data: str | Path, size: int, folder: Path) -> Iterator[tuple[int, in
             columns.append(row)
             if seen % 50 == 0:
                 yield seen + 1, None
-    _report(data, bad, len(names))
+        _report(data, bad, len(names))  # while what was kept of other data is still there
+        kept.unlink(missing_ok=True)
     known = dict.fromkeys(key for row in columns for key in row)
     table = {key: [row.get(key, "") for row in columns] for key in known}
     digest.update(json.dumps(table).encode())
@@ -175,11 +176,15 @@ def _folder(folder: Path) -> Iterator[Row]:
             reader = csv.DictReader(file)
             if "file_name" not in (reader.fieldnames or ()):
                 raise ValueError(f"{table} has the columns {', '.join(reader.fieldnames or ())}; it needs file_name")
-            facts = {row.pop("file_name"): {k: v or "" for k, v in row.items() if k} for row in reader}
+            facts = {row.pop("file_name") or "": {k: v or "" for k, v in row.items() if k} for row in reader}
     for source in _photos(folder):
         name = source.relative.as_posix()
         label = {} if source.relative.parent == Path() else {"label": source.relative.parent.as_posix()}
-        yield name, source.path, label | facts.get(name, {})
+        yield name, source.path, label | facts.pop(name, {})
+    if facts:
+        log.warning(
+            "%s has rows for %d files that are no pictures of this folder, such as %s", table, len(facts), min(facts)
+        )
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -211,8 +216,14 @@ def _hub(name: str) -> Iterator[Row]:
     if "image" not in table.column_names:
         raise ValueError(f"the data set {name!r} has the columns {', '.join(table.column_names)}; it needs image")
     table = table.cast_column("image", datasets.Image(decode=False))
+    classes = {key: kind.names for key, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
     for index, row in enumerate(table):
-        yield *_picture(row.pop("image"), f"{name}-{index}"), _texts(row)
+        cell = row.pop("image")
+        title, source = _picture(cell, f"{name}-{index}")
+        # Pictures that are files in the hub's repository are files in its cache; their bytes are not in the table.
+        path = cell.get("path") if isinstance(cell, Mapping) and not source else None
+        labels = {key: (None if row[key] in (None, -1) else names[row[key]]) for key, names in classes.items()}
+        yield title, Path(path) if path else source, _texts(row | labels)
 
 
 def _picture(cell: Any, name: str) -> tuple[str, bytes]:

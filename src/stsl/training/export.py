@@ -13,6 +13,7 @@ import transformers.utils.logging
 from torch import nn
 
 from stsl.files import atomic, make_ordinary, sha256
+from stsl.priors.folder import WEIGHTS
 
 SHARD = "15MB"
 SUMS = "SHA256SUMS"
@@ -20,11 +21,21 @@ SUMS = "SHA256SUMS"
 
 @contextmanager
 def fresh(folder: Path) -> Iterator[Path]:
-    """A folder to write into whose files take their places in `folder` when the block ends well."""
+    """A folder to write into whose files take their places in `folder` when the block ends well.
+
+    Weights of an earlier training that have other names, being in one file or in another number of files, go: readers
+    would take them for the new ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as name, _silent():
         yield Path(name)
-        for file in sorted(path for path in Path(name).rglob("*") if path.is_file()):
+        made = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        kept = {folder / file.relative_to(name) for file in made}
+        for home in {file.parent for file in kept if file.suffix == ".safetensors"}:
+            for stem in set(WEIGHTS.values()):
+                for old in {*home.glob(f"{stem}.safetensors*"), *home.glob(f"{stem}-*-of-*.safetensors")} - kept:
+                    old.unlink()
+        for file in made:
             if file.suffix == ".json":
                 _forget_origin(file)
             make_ordinary(file)
@@ -49,10 +60,15 @@ def stored_as(networks: Mapping[str, nn.Module], dtype: torch.dtype) -> Iterator
 def sign(folder: Path) -> None:
     """Write the SHA-256 of every file that is loaded from a model folder, as `sha256sum --check` reads it."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
-    mine = [path for path in files if "training" not in path.relative_to(folder).parts]
+    mine = [path for path in files if not any(map(_is_apart, path.relative_to(folder).parts))]
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in mine]
     with atomic(folder / SUMS) as target:
         target.write_text("".join(lines), encoding="utf-8")
+
+
+def _is_apart(name: str) -> bool:
+    """Whether a folder is none of the model: the training's, or one that a killed training was writing."""
+    return name == "training" or name.startswith(".tmp-")
 
 
 def _forget_origin(config: Path) -> None:

@@ -82,6 +82,7 @@ def encode(pictures: Pictures, vae: Any, folder: Path, key: str) -> Iterator[tup
                 stream.write(z.numpy().tobytes())
                 shape = list(z.shape[1:])
                 yield int(rows[-1]) + 1, len(pictures)
+            kept.unlink(missing_ok=True)
         known = facts | {"shape": shape}
         with atomic(kept) as target:
             target.write_text(json.dumps(known), encoding="utf-8")

@@ -119,6 +119,8 @@ class LatentDiffusion(Task):
         networks = {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder}
         with fresh(folder) as place, stored_as(networks, dtype):
             self._pipeline().save_pretrained(place, max_shard_size=SHARD)
+            # vocab.json and merges.txt, which transformers before 5 reads in place of tokenizer.json
+            self.tokenizer.backend_tokenizer.model.save(str(place / "tokenizer"))
 
     def _pipeline(self) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(

@@ -257,6 +257,16 @@ class _State:
                 self.weights[name].copy_(value)
 
     def save(self, path: Path, identity: Mapping[str, Any], step: int) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            Diverged: a weight is not finite; what was written before stays.
+        """
+        if not all(bool(weight.isfinite().all()) for weight in self.weights.values()):
+            raise Diverged(
+                f"the weights are not finite at step {step}; the last checkpoint is kept: try a smaller --lr, or "
+                "--precision fp32"
+            )
         tensors: dict[str, Tensor] = {f"weights/{name}": value for name, value in self.weights.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         tensors |= {f"kept/{name}": value for name, value in self.task.kept().items()}
