@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, StableDiffusionPipeline
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel, ViTModel
 
 from stsl import STSL, Restorer, load_prior
 from stsl.cli import main
+from stsl.training.pixel import Pixel
 from stsl.training.run import Settings, train
 from stsl.training.task import weights_from
 
@@ -98,6 +100,39 @@ def test_a_stopped_training_comes_to_the_weights_of_one_that_was_not(name, pictu
     losses = [[(row["step"], row["loss"]) for row in rows(tmp_path / half)] for half in ("whole", "halves")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_the_step_that_it_came_in(number, pictures, tmp_path, monkeypatch, capsys):
+    draw, drawn = Pixel.draw, []
+
+    def interrupted(*arguments):
+        drawn.append(arguments)
+        if len(drawn) == 3:
+            signal.raise_signal(number)
+        return draw(*arguments)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(Pixel, "draw", interrupted)
+    more = ["--set", "sheet_every=0"]
+    assert run("pixel", pictures, tmp_path, *more) == 130
+    assert signal.getsignal(number) is before
+    assert "step 3 of 4 is kept" in capsys.readouterr().err
+    assert run("pixel", pictures, tmp_path, *more) == 0
+    assert len(drawn) == 4
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4"]
+
+
+def test_two_trainings_do_not_write_to_one_folder(pictures, tmp_path, capsys):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "checkpoint.safetensors").touch()
+    with FileLock(tmp_path / "training" / "lock"):
+        for more in ([], ["--restart"]):
+            assert run("pixel", pictures, tmp_path, *more) == 2
+            assert "another training writes to" in capsys.readouterr().err
+    assert (tmp_path / "training" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "training" / "metrics.csv").exists()
+    assert run("pixel", pictures, tmp_path, "--restart") == 0
 
 
 def test_a_killed_training_comes_to_the_weights_of_one_that_was_not(pictures, tmp_path):

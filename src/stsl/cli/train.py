@@ -1,12 +1,15 @@
 """`stsl train`: priors, autoencoders and vision transformers from a folder of pictures."""
 
 import contextlib
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
+from filelock import FileLock, Timeout
 
 from stsl.cli.console import bar, say
 
@@ -21,6 +24,8 @@ train = typer.Typer(
     help="Train priors on a folder of pictures. Run the same command again to go on where it was stopped.",
     no_args_is_help=True,
 )
+
+LOCK = "lock"
 
 Data: TypeAlias = Annotated[
     str, typer.Argument(metavar="DATA", help="Folder of pictures, .parquet file, or hub id of a data set.")
@@ -345,7 +350,12 @@ def _begin(
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
     if restart:
-        shutil.rmtree(out / "training", ignore_errors=True)
+        with _alone(out / "training"):
+            for old in (out / "training").iterdir():
+                if old.is_dir():
+                    shutil.rmtree(old)
+                elif old.name != LOCK:
+                    old.unlink()
     torch.set_float32_matmul_precision("high" if settings.precision == "bf16" else "highest")
     pictures = _shown(prepare(data, size, out / "training"), "reading")
     tested = _shown(prepare(held_out, size, out / "training" / "held_out"), "reading") if held_out else None
@@ -367,12 +377,55 @@ def _run(task: "Task", data: Any, settings: "Settings", out: Path, facts: dict[s
     """Train with a progress bar, and say where the result is."""
     from stsl.training.run import train as run
 
-    with bar() as progress:
+    with _alone(out / "training"), bar() as progress, _asked_to_stop() as stopping:
         shown = progress.add_task("training", total=settings.steps, said="")
         with contextlib.closing(run(task, data, settings, out, facts=facts, held_out=held_out)) as steps:
             for done in steps:
+                if stopping() and done.step < done.total:
+                    say(f"step {done.step} of {done.total} is kept; the same command goes on from there")
+                    raise KeyboardInterrupt
                 progress.update(shown, completed=done.step)
                 losses = [f"{key} {done.numbers[key]:.4f}" for key in ("loss", "held_out") if key in done.numbers]
                 if losses:
                     progress.update(shown, said="  ".join(losses))
     say(f"{out} is ready; how it went is in {out / 'training' / 'metrics.csv'}")
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Nobody else trains in this folder; of a training's processes the first one sees to it.
+
+    Raises:
+        ValueError: somebody does.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    try:
+        with FileLock(place / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another training writes to {place} now: wait for it, or give another --out") from None
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed or SIGTERM came: both let the step end, so that it is kept. A second one does not."""
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        say("stopping after this step")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
