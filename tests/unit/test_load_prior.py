@@ -149,7 +149,10 @@ def installed(tmp_path, monkeypatch) -> Path:
     return place / "faces-128"
 
 
-@pytest.mark.parametrize("file", [UNET, VAE, TEXT, "unet/config.json", "tokenizer/merges.txt", SCHEDULER])
+SHARD = "unet/diffusion_pytorch_model-00002-of-00003.safetensors"
+
+
+@pytest.mark.parametrize("file", [SHARD, VAE, TEXT, "unet/config.json", "tokenizer/merges.txt", SCHEDULER])
 def test_a_flipped_bit_in_a_built_in_file_is_found(file, installed):
     data = bytearray((installed / file).read_bytes())
     data[len(data) // 2] ^= 1
