@@ -2,9 +2,10 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image as Pillow
@@ -13,6 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Download, Locator, Page
 
 from served import Gate, Served
 
+T = TypeVar("T")
 DEFAULT = 60_000  # milliseconds that a page may take for what takes well under a second
 # Counts what the page has asked for and not been told yet: what follows a choice, such as another method's fields.
 COUNT = """
@@ -153,13 +155,23 @@ def few_steps(tab: Tab, label: str = "Steps") -> None:
     tab.set(label, 2)
 
 
+def settled(tab: Tab, look: Callable[[], T]) -> T:
+    """What is seen once it has been the same for a second: a page lays itself out in several steps."""
+    seen: list[T] = []
+    while len(seen) < 5 or any(other != seen[-1] for other in seen[-5:]):
+        assert len(seen) < 240, f"the page does not come to rest: {seen[-5:]}"
+        seen.append(look())
+        tab.page.wait_for_timeout(250)
+    return seen[-1]
+
+
 def paint(tab: Tab, size: tuple[int, int], *points: tuple[float, float]) -> None:
     """Draw a stroke through points of a photo of `size`, (height, width), in its pixels."""
     shown = tab.page.get_by_role("button", name=re.compile(r"^\d+%$"))
     canvas = tab.page.locator("canvas").last
     expect(shown).not_to_have_text("100%")  # the photo has been fitted into the canvas
     canvas.scroll_into_view_if_needed()
-    frame, zoom = canvas.bounding_box(), float(shown.inner_text().rstrip("%")) / 100
+    frame, zoom = settled(tab, lambda: (canvas.bounding_box(), float(shown.inner_text().rstrip("%")) / 100))
     assert frame is not None
     left, top = (
         frame["x"] + (frame["width"] - zoom * size[1]) / 2,

@@ -112,11 +112,14 @@ def test_ctrl_c_keeps_the_step_that_it_came_in(number, pictures, tmp_path, monke
             signal.raise_signal(number)
         return draw(*arguments)
 
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     monkeypatch.setattr(Pixel, "draw", interrupted)
     more = ["--set", "sheet_every=0"]
-    assert run("pixel", pictures, tmp_path, *more) == 130
-    assert signal.getsignal(number) is before
+    try:
+        assert run("pixel", pictures, tmp_path, *more) == 130
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert "step 3 of 4 is kept" in capsys.readouterr().err
     assert run("pixel", pictures, tmp_path, *more) == 0
     assert len(drawn) == 4
