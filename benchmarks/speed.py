@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +154,14 @@ def peak_of(problem: Problem, sampler: Sampler, kinds: list[Kind]) -> int | None
             step(problem, sampler, kind)
             peaks.append(torch.cuda.max_memory_allocated(device))
         else:
-            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-                step(problem, sampler, kind)
-            peaks.append(there + most_held(recorded))
+            peaks.append(there + most_held(partial(step, problem, sampler, kind)))
     return max(peaks)
 
 
-def most_held(recorded: Any) -> int:
-    """Most bytes that a profile's allocations, less what was freed again, came to."""
+def most_held(call: Callable[[], object]) -> int:
+    """Most bytes that the CPU's allocator had given out at once during a call, beyond those before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
     live = most = 0
     for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":

@@ -17,7 +17,7 @@ from stsl import images
 from stsl.cost import Cost
 from stsl.editors.base import Edit, Editor, Inversion, prepared
 from stsl.loop import Diverged, Frame, finite
-from stsl.memory import OutOfMemory, until_it_fits
+from stsl.memory import OutOfMemory, once_it_fits, until_it_fits
 from stsl.priors.attention import Words, text_prior, word_maps
 from stsl.priors.base import Prior
 from stsl.problem import Problem
@@ -216,12 +216,10 @@ class EditRun(Iterator[Frame]):
         )
 
     def _decoded(self, z: Latent) -> Image:
-        prior = self.problem.prior
-
-        def attempt() -> Iterator[Image]:
-            yield finite(prior, lambda: prior.decode(z), lambda x: x, "the decoded image")
-
-        return next(until_it_fits(attempt, partial(self._save_memory, then="the result is decoded again"), z.device))
+        prior, save = self.problem.prior, partial(self._save_memory, then="the result is decoded again")
+        return once_it_fits(
+            lambda: finite(prior, lambda: prior.decode(z), lambda x: x, "the decoded image"), save, prior.device
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,6 +65,11 @@ def until_it_fits(
         save(said)
 
 
+def once_it_fits(compute: Callable[[], T], save: Callable[[str], None], device: torch.device) -> T:
+    """What `compute` gives, tried again as in `until_it_fits`."""
+    return next(until_it_fits(lambda: iter((compute(),)), save, device))
+
+
 def available(device: torch.device) -> int | None:
     """Bytes this process could hold: what is free, and on a GPU what it holds already. None if nobody knows."""
     if device.type == "cuda":

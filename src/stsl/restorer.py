@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stsl.cost import Cost, Metered
 from stsl.loop import Diverged, Frame, finite, iterate
-from stsl.memory import OutOfMemory, until_it_fits
+from stsl.memory import OutOfMemory, once_it_fits, until_it_fits
 from stsl.priors.base import Prior
 from stsl.problem import Problem
 from stsl.result import Result
@@ -208,15 +208,13 @@ class Run(Iterator[Frame]):
         """The samples, not clamped: (K, B, 3, H, W). One after another, since memory may be short."""
         prior = self.problem.prior
 
-        def attempt() -> Iterator[Tensor]:
-            yield finite(
-                prior, lambda: torch.stack([prior.decode(z) for z in self._latents]), lambda x: x, "the decoded image"
-            )
+        def decode() -> Tensor:
+            return torch.stack([prior.decode(z) for z in self._latents])
 
         def save(said: str) -> None:
             log.warning("out of memory: %s, and the result is decoded again", self._lightened(said))
 
-        return next(until_it_fits(attempt, save, prior.device))
+        return once_it_fits(lambda: finite(prior, decode, lambda x: x, "the decoded image"), save, prior.device)
 
     def result(self) -> Result:
         """The restored images; runs whatever steps are left.

@@ -1,7 +1,6 @@
 """benchmarks/priors.py on a small prior of pixels and a few drawn faces: its rows, their splits, what it keeps."""
 
 import csv
-import importlib.util
 import io
 import re
 import shutil
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from models import pixel_folder
+from scripts import benchmark
 from stsl import Rng, load_prior
 
 GREY, COLOUR = 6, 4
@@ -32,13 +32,7 @@ class Means(torch.nn.Module):
 
 @pytest.fixture
 def bench(monkeypatch) -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "priors.py"
-    spec = importlib.util.spec_from_file_location("priors_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
+    module = benchmark("priors")
     monkeypatch.setattr(module, "PooledVGG", Means)
     # The network knows nothing: of its samples, every other one shall be grey.
     monkeypatch.setattr(module, "spread_of_channels", lambda x: torch.arange(len(x)) % 2.0)

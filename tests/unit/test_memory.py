@@ -1,15 +1,14 @@
 """What a step takes: from shapes alone, against what it really takes, and against a budget."""
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from models import sd15_folder
+from scripts import benchmark
 from stsl import PSLD, STSL, estimate, load_prior
 from stsl.estimate import Estimate, estimate_memory, fit_into, footprint_of, plain_problem, rehearse
 from stsl.memory import GIB, available, footprint, ran_out
@@ -29,28 +28,16 @@ def small(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def sd15() -> ModuleType:
     """The script with the sizes of Stable Diffusion 1.5."""
-    path = Path(__file__).parents[2] / "benchmarks" / "sd15.py"
-    spec = importlib.util.spec_from_file_location("sd15", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("sd15")
 
 
-def really(function: Any) -> int:
+@pytest.fixture(scope="module")
+def really() -> Callable[[Callable[[], object]], int]:
     """Most bytes that the allocator had given out at once, beyond those before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        function()
-    live = peak = 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
+    return benchmark("speed").most_held
 
 
-def test_kept_and_peak_are_those_of_a_graph_drawn_by_hand():
+def test_kept_and_peak_are_those_of_a_graph_drawn_by_hand(really):
     """y = exp(x), kept for the backward pass: one tensor of 4 MB and the sum; the gradient is another one."""
     x = torch.zeros(1 << 20, requires_grad=True)
     weights = torch.ones(1 << 20)
@@ -67,7 +54,7 @@ def test_kept_and_peak_are_those_of_a_graph_drawn_by_hand():
 
 
 @pytest.mark.parametrize(("sampler", "checkpointing"), [(INNER, False), (PSLD(), True)], ids=["stsl", "psld"])
-def test_the_peak_told_from_shapes_is_the_real_one(sampler, checkpointing, small):
+def test_the_peak_told_from_shapes_is_the_real_one(sampler, checkpointing, small, really):
     prior = load_prior(small, device="cpu", precision="fp32", checkpointing=checkpointing)
     problem = plain_problem(prior, sampler)
     kind = max(rehearse(problem, sampler), key=lambda kind: kind.count)

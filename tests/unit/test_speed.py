@@ -1,12 +1,11 @@
 """The script that times a run: it takes the steps that a run takes, and its parts add up to the run."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 from test_cost import COUNTS
 
+from scripts import benchmark
 from stsl import PSLD, STSL, LatentDAPS, ReSample
 from stsl.cost import Metered
 from stsl.estimate import plain_problem, rehearse
@@ -15,13 +14,7 @@ from stsl.priors.base import Wrapped
 
 @pytest.fixture(scope="module")
 def speed() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "speed.py"
-    spec = importlib.util.spec_from_file_location("speed", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("speed")
 
 
 class Recording(Wrapped):

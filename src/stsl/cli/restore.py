@@ -89,8 +89,7 @@ def restore(
             raise typer.Exit(1)
         return
     model = load_prior(**loading)
-    together_at_most = min(batch, max(len(sources), samples))
-    model, _ = planned(model, method, budget, together_at_most, offline=offline, decoder=decoder)
+    model, _ = planned(model, method, budget, _rows(len(sources), samples, batch), offline=offline, decoder=decoder)
     code = tuple(Path(name.rpartition(":")[0]) for name in (sampler, operator or "") if ".py:" in name)
     job = Job(Restorer(model, method), corruption, prompt, samples, seed, crop, resize, tiles, batch, code)
     together = Together(job, batch if samples == 1 else 1)
@@ -120,13 +119,18 @@ def restore(
         raise typer.Exit(1)
 
 
+def _rows(photos: int, samples: int, batch: int) -> int:
+    """How many photos, or samples of one, are restored together at most."""
+    return min(batch, max(photos, samples))
+
+
 def _say_how_long(prior: "Prior", method: "Sampler", photos: int, samples: int, batch: int) -> None:
     """What `stsl estimate` would say, where finding out takes a small part of the time itself."""
     from stsl.estimate import predict_seconds
 
     if photos * samples * len(method.plan(prior.schedule)) < WORTH_A_REHEARSAL:
         return
-    rows = min(batch, max(photos, samples))
+    rows = _rows(photos, samples, batch)
     try:
         seconds = predict_seconds(prior, method, rows) / rows * samples
     except ERRORS:

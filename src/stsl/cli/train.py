@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
-from filelock import FileLock, Timeout
 
 from stsl.cli.console import bar, say
 
@@ -398,6 +397,8 @@ def _alone(place: Path) -> Iterator[None]:
     Raises:
         ValueError: somebody does.
     """
+    from filelock import FileLock, Timeout
+
     place.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") != "0":
         yield
